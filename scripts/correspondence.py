@@ -1,0 +1,146 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Dense correspondence (Sec. 2): fit one transformation to many region pairs.
+
+    min_T  sum_t w_t L_t(fixed, moving o T)  +  lambda * bending energy of T
+
+coarse to fine, by Adam. The terms L_t are in `objectives`, the kinds of T in `transformations`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .geometry import identity_points, transform_points
+from .objectives import Objective, Scene, bending_energy
+from .transformations import Affine, Composite, Grid, Linear, Transformation, build
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step from coarse to fine.
+
+    Attributes:
+        size: voxels along the longest side of the sampling grid.
+        controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone.
+        steps: Adam steps.
+    """
+
+    size: int
+    controls: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a transformation is fitted.
+
+    Attributes:
+        kind: "rigid", "affine", "bspline", "dense" or "svf".
+        levels: coarse to fine. Global kinds use the levels' size and steps only.
+        smoothness: weight of the bending energy, in units of the longest side.
+        step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
+        affine_first: let free-form kinds ride on an affine.
+    """
+
+    kind: str = "svf"
+    levels: list[Level] = field(default_factory=list)
+    smoothness: float = 1e-4
+    step: float = 0.02
+    affine_first: bool = True
+
+    def __post_init__(self) -> None:
+        levels = [level if isinstance(level, Level) else Level(**level) for level in self.levels]
+        object.__setattr__(self, "levels", levels)
+        build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work
+
+
+def level_points(grid: Grid, fixed: Grid, device: torch.device) -> Tensor:
+    """Where the voxels of a level's grid lie, `[D, *grid.shape]` in voxels of the fixed image (first and last coincide)."""
+    steps = [(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, grid.shape, strict=True)]
+    return identity_points(grid.shape, device=device) * torch.tensor(steps, device=device).reshape(
+        -1, *[1] * len(grid.shape)
+    )
+
+
+def start(fit: Fit, fixed: Grid, device: torch.device) -> Transformation:
+    """Identity of the kind that `fit` names."""
+    controls = next((level.controls for level in fit.levels if level.controls), 4)
+    transformation = build(fit.kind, fixed, controls)
+    if fit.affine_first and not isinstance(transformation, Linear):
+        transformation = Composite(Affine(len(fixed.shape)), transformation)
+    return transformation.to(device)
+
+
+def fit_transformation(
+    scene: Scene,
+    fixed: Grid,
+    to_moving: Tensor,
+    objective: Objective,
+    fit: Fit,
+    *,
+    initial: Transformation | None = None,
+) -> Transformation:
+    """Minimise the objective over the parameters of a transformation.
+
+    Args:
+        scene: both images, their regions and confidences.
+        fixed: the fixed image's grid.
+        to_moving: matrix from fixed to moving voxels before anything is fitted (headers, centres).
+        objective: weighted terms.
+        fit: kind and schedule.
+        initial: start here instead of at the identity (it is refined, not changed).
+
+    Returns:
+        the fitted transformation, parameters detached from the graph.
+    """
+    device = scene.fixed.image.device
+    transformation = start(fit, fixed, device) if initial is None else initial
+    for level in fit.levels:
+        if level.controls:
+            transformation = transformation.refined(level.controls)
+        _fit_level(transformation, level, scene, fixed, to_moving, objective, fit)
+    return transformation.requires_grad_(False)
+
+
+def _fit_level(
+    transformation: Transformation,
+    level: Level,
+    scene: Scene,
+    fixed: Grid,
+    to_moving: Tensor,
+    objective: Objective,
+    fit: Fit,
+) -> None:
+    grid = fixed.coarsened(level.size)
+    points = level_points(grid, fixed, scene.fixed.image.device)
+    scale = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, grid.shape, strict=True)]).to(points)
+    scale = scale.reshape(-1, *[1] * (points.ndim - 1))
+    per_unit = grid.voxels_per_unit(points.device)
+    loss = objective.prepare(scene, points)
+    active = _parameters(transformation, deform=level.controls > 0)
+    optimiser = torch.optim.Adam(
+        [{"params": [p], "lr": fit.step / max(1, level.controls if free else 4)} for p, free in active], betas=(0.9, 0.99)
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, level.steps, eta_min=fit.step / 100)
+    with torch.enable_grad():
+        for _ in range(level.steps):
+            optimiser.zero_grad()
+            ddf = transformation(grid)
+            total = loss(transform_points(to_moving, points + ddf * scale))
+            if level.controls:
+                total = total + fit.smoothness * bending_energy(ddf, per_unit)
+            total.backward()
+            optimiser.step()
+            schedule.step()
+
+
+def _parameters(transformation: Transformation, *, deform: bool) -> list[tuple[Tensor, bool]]:
+    """Parameters to optimise at a level, each with whether it belongs to a free-form kind."""
+    free = {id(p) for m in transformation.modules() if not isinstance(m, Linear | Composite) for p in m.parameters(recurse=False)}
+    chosen = [p for p in transformation.parameters() if deform or id(p) not in free]
+    for p in transformation.parameters():
+        p.requires_grad_(any(p is c for c in chosen))
+    return [(p, id(p) in free) for p in chosen]

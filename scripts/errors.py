@@ -1,0 +1,36 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Wrong input is told in one line: what, where, and what would be right."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+
+class InputError(ValueError):
+    """The user's input cannot be used as it is. The message names the input, what was wrong and what would be right."""
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def one_line_errors() -> None:
+    """From now on an uncaught `InputError` ends the process with its message alone instead of a traceback.
+
+    MONAI wraps what goes wrong inside a transform, so the chain of causes is searched. Everything else keeps its traceback.
+    """
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        wrong = next((e for e in _chain(error) if type(e).__name__ == InputError.__name__), None)
+        if wrong is None:
+            usual(kind, error, traceback)
+        else:
+            print(f"promptreg: {wrong}", file=sys.stderr)
+
+    sys.excepthook = hook

@@ -1,0 +1,155 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Coordinates, grids and displacement fields: the one module that knows how they relate.
+
+Convention
+----------
+* Arrays are `[channel, i, j(, k)]`. A point is an array index `(i, j(, k))` in voxels, 0-based, integers at voxel centres.
+* Sets of points have the coordinate in the FIRST dimension: `[D, ...]`, order as the array axes. D is 2 or 3.
+* A displacement field (`ddf`) is `[D, *fixed_shape]`, voxels of the fixed grid, and pulls back:
+  `moved(p) = moving(to_moving(p + ddf(p)))`, where `to_moving` is the homogeneous matrix from fixed to moving voxels.
+* Matrices are homogeneous, `[D+1, D+1]`, and act on column vectors.
+* Sampling follows `align_corners=True`: index 0 and S-1 are the outermost voxel centres. Outside is 0 unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.utils import meshgrid_ij
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def identity_points(shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
+    """Voxel indices of a grid, `[D, *shape]` float32."""
+    axes = [torch.arange(size, dtype=torch.float32, device=device) for size in shape]
+    return torch.stack(meshgrid_ij(*axes))
+
+
+def identity_matrix(dims: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Homogeneous identity `[dims+1, dims+1]`."""
+    return torch.eye(dims + 1, device=device)
+
+
+def transform_points(matrix: Tensor, points: Tensor) -> Tensor:
+    """Apply a homogeneous matrix `[D+1, D+1]` to points `[D, ...]`."""
+    dims = points.shape[0]
+    matrix = matrix.to(points)
+    moved = torch.tensordot(matrix[:dims, :dims], points, dims=1)
+    return moved + matrix[:dims, dims].reshape(-1, *[1] * (points.ndim - 1))
+
+
+def scaling_about_corner(source: Sequence[int], target: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
+    """Matrix from voxels of a grid of `source` shape to voxels of a `target` grid that covers the same extent.
+
+    Extents agree from voxel EDGE to voxel edge (as in area resampling), so centres map by `(p + 1/2) r - 1/2`.
+    """
+    ratio = torch.tensor([t / s for s, t in zip(source, target, strict=True)], device=device)
+    matrix = torch.diag(torch.cat([ratio, ratio.new_ones(1)]))
+    matrix[:-1, -1] = 0.5 * ratio - 0.5
+    return matrix
+
+
+def sample(image: Tensor, points: Tensor, *, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
+    """Values of `image` at points.
+
+    Args:
+        image: `[C, *S]`.
+        points: `[D, *T]`, voxels of `image`.
+        mode: "bilinear" (trilinear in 3-D) or "nearest".
+        padding: "zeros" or "border".
+
+    Returns:
+        `[C, *T]`, dtype float unless `image` already is.
+    """
+    sizes = torch.tensor(image.shape[1:], dtype=points.dtype, device=points.device)
+    scale = (2.0 / (sizes - 1).clamp(min=1)).reshape(-1, *[1] * (points.ndim - 1))
+    grid = (points * scale - 1.0).flip(0).movedim(0, -1)  # grid_sample wants the last axis first
+    values = image if image.is_floating_point() else image.float()
+    return F.grid_sample(values[None], grid[None].to(values.dtype), mode=mode, padding_mode=padding, align_corners=True)[0]
+
+
+def warp(
+    moving: Tensor, ddf: Tensor, to_moving: Tensor | None = None, *, mode: str = "bilinear", padding: str = "zeros"
+) -> Tensor:
+    """Pull `moving` `[C, *M]` back through `ddf` `[D, *S]`: returns `[C, *S]` on the fixed grid."""
+    points = identity_points(ddf.shape[1:], device=ddf.device) + ddf
+    points = points if to_moving is None else transform_points(to_moving, points)
+    return sample(moving, points, mode=mode, padding=padding)
+
+
+def displace_points(points: Tensor, ddf: Tensor) -> Tensor:
+    """Carry fixed points `[D, N]` (voxels) to `p + ddf(p)`; the field is continued constantly outside."""
+    return points + sample(ddf, points, padding="border")
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Field of `p -> outer(inner(p))`: both `[D, *S]`, voxels of one grid; `inner` acts first."""
+    points = identity_points(inner.shape[1:], device=inner.device) + inner
+    return inner + sample(outer, points, padding="border")
+
+
+def invert(ddf: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> Tensor:
+    """Field `v` with `v(p) = -ddf(p + v(p))` by fixed-point iteration (Chen et al. 2008), `[D, *S]`.
+
+    Converges where the field does not fold; stops early when no voxel moves by more than `tolerance` voxels.
+    """
+    inverse = -ddf
+    identity = identity_points(ddf.shape[1:], device=ddf.device)
+    for _ in range(iterations):
+        update = -sample(ddf, identity + inverse, padding="border")
+        change = (update - inverse).abs().max()
+        # Averaging keeps the iteration contractive where the field is steep.
+        inverse = 0.5 * (update + inverse)
+        if change < tolerance:
+            break
+    return inverse
+
+
+def jacobian_determinant(ddf: Tensor) -> Tensor:
+    """Determinant of d(p + ddf)/dp by central differences in the interior, `[*S]`; > 0 where the map keeps orientation."""
+    dims = ddf.shape[0]
+    gradients = torch.gradient(ddf, dim=tuple(range(1, dims + 1)))  # d u / d axis, each [D, *S]
+    jacobian = torch.stack(gradients, dim=-1).movedim(0, -2) + torch.eye(dims, device=ddf.device)
+    return torch.linalg.det(jacobian)
+
+
+def folding_percent(ddf: Tensor) -> float:
+    """Share of voxels whose Jacobian determinant is not positive, in percent."""
+    return 100.0 * (jacobian_determinant(ddf) <= 0).float().mean().item()
+
+
+def bounding_box(mask: Tensor) -> Tensor | None:
+    """Smallest box around a boolean mask `[*S]`: `[2, D]` first and last voxel, or None when the mask is empty."""
+    points = mask.nonzero().float()
+    return torch.stack([points.amin(0), points.amax(0)]) if len(points) else None
+
+
+def centroid(weights: Tensor) -> Tensor:
+    """Centre of mass `[D]` in voxels of non-negative weights `[*S]`."""
+    points = identity_points(weights.shape, device=weights.device)
+    return (points * weights).flatten(1).sum(1) / weights.sum().clamp(min=1e-9)
+
+
+def apply_along_axes(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
+    """Multiply axis d of `values` `[C, *n]` by `matrices[d]` `[m_d, n_d]`: `[C, *m]`."""
+    for axis, matrix in enumerate(matrices, start=1):
+        values = torch.tensordot(values, matrix.to(values), dims=([axis], [1])).movedim(-1, axis)
+    return values
+
+
+def resize_by_area(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Resample `[C, *S]` to `[C, *shape]` over the same extent, each new voxel the mean of what it covers.
+
+    Exact for any ratio, up or down (the rule of OpenCV's INTER_AREA), unlike PyTorch's "area" mode, which rounds cells.
+    """
+
+    def overlap(old: int, new: int) -> Tensor:
+        edges = torch.arange(new + 1, dtype=torch.float64) * old / new
+        cells = torch.arange(old, dtype=torch.float64)
+        covered = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
+        return (covered.clamp(min=0) * new / old).float()
+
+    matrices = [overlap(old, new).to(image.device) for old, new in zip(image.shape[1:], shape, strict=True)]
+    return apply_along_axes(matrices, image.float())

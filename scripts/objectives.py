@@ -1,0 +1,282 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Terms of the objective that a transformation is fitted to. The paper has one, `roi`; a configuration lists any, weighted.
+
+A term compares the two images at one sampling grid: `prepare` gathers on that grid what does not change during
+the fit, and the function it returns maps the current moving-image points of the grid's voxels to a scalar, 0 at best and of order one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from monai.losses import GlobalMutualInformationLoss, LocalNormalizedCrossCorrelationLoss
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import InputError
+from .geometry import resize_by_area, sample, scaling_about_corner, transform_points
+from .prototypes import centred_features
+from .segmenters.protocol import Embedding
+
+Loss = Callable[[Tensor], Tensor]  # moving voxels [D, *grid] of every grid voxel -> scalar
+
+
+@dataclass(frozen=True)
+class View:
+    """One image as the terms see it.
+
+    Attributes:
+        image: `[1, *S]` grey values in [0, 1].
+        embedding: of the same image.
+        regions: `[K, *S]` soft regions in [0, 1], in the order of the pairs.
+    """
+
+    image: Tensor
+    embedding: Embedding
+    regions: Tensor
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Both images and what is known about their region pairs.
+
+    Attributes:
+        fixed, moving: the two views.
+        confidence: `[K]` in [0, 1], how far each pair is trusted.
+    """
+
+    fixed: View
+    moving: View
+    confidence: Tensor
+
+
+class Term(ABC):
+    """One weighted part of the objective.
+
+    Args:
+        weight: factor in the sum.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    @abstractmethod
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        """Loss on a grid whose voxels lie at `points` `[D, *grid]` (voxels of the fixed image)."""
+
+
+class _Pyramid:
+    """Maps on an image, smoothed to the voxel size of the sampling grid and sampled at image voxels."""
+
+    def __init__(self, maps: Tensor, points: Tensor) -> None:
+        shape = tuple(min(s, max(2, round(s * g / f))) for s, g, f in self._ratios(maps, points))
+        self.maps = resize_by_area(maps, shape)
+        self.matrix = scaling_about_corner(maps.shape[1:], shape, device=maps.device)
+
+    @staticmethod
+    def _ratios(maps: Tensor, points: Tensor) -> list[tuple[int, int, float]]:
+        reach = points.flatten(1).amax(1) - points.flatten(1).amin(1) + 1
+        return list(zip(maps.shape[1:], points.shape[1:], reach.tolist(), strict=True))
+
+    def at(self, points: Tensor, padding: str = "border") -> Tensor:
+        return sample(self.maps, transform_points(self.matrix, points), padding=padding)
+
+
+class RoiTerm(Term):
+    """Disagreement of paired regions, weighted by confidence: sum_k c_k L(R^y_k, T(R^x_k)) / sum_k c_k (Sec. 2).
+
+    Args:
+        weight: factor in the sum.
+        loss: "dice" (1 - soft Dice, as the paper) or "squared" (mean squared error over the union).
+    """
+
+    def __init__(self, weight: float = 1.0, loss: str = "dice") -> None:
+        super().__init__(weight)
+        if loss not in ("dice", "squared"):
+            raise InputError(f"objective: the roi term has no loss '{loss}', expected 'dice' or 'squared'")
+        self.loss = loss
+
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        keep = scene.confidence > 0
+        if not keep.any():
+            return lambda moved: moved.sum() * 0.0
+        confidence = scene.confidence[keep] / scene.confidence[keep].sum()
+        fixed = _Pyramid(scene.fixed.regions[keep], points).at(points).flatten(1)
+        moving = _Pyramid(scene.moving.regions[keep], points)
+
+        def loss(moved: Tensor) -> Tensor:
+            warped = moving.at(moved).flatten(1)
+            if self.loss == "dice":
+                overlap = 2 * (fixed * warped).sum(1) + 1e-3
+                return (confidence * (1 - overlap / (fixed.square() + warped.square()).sum(1).add(1e-3))).sum()
+            union = torch.maximum(fixed, warped).sum(1).clamp(min=1e-3)
+            return (confidence * (fixed - warped).square().sum(1) / union).sum()
+
+        return loss
+
+
+def principal_components(fixed: Tensor, moving: Tensor, *, components: int) -> list[Tensor]:
+    """Unit features of both images in the basis of their common leading principal components.
+
+    Args:
+        fixed, moving: `[C, *g]` (grids may differ).
+        components: dimensions kept.
+
+    Returns:
+        two grids `[components, *g]` of unit vectors; the basis is common, so cosines compare.
+    """
+    both = torch.cat([fixed.flatten(1), moving.flatten(1)], dim=1)
+    _, vectors = torch.linalg.eigh(both @ both.T)  # ascending
+    basis = vectors[:, -min(components, len(vectors)) :].T
+    return [F.normalize(torch.tensordot(basis, grid, dims=1), dim=0) for grid in (fixed, moving)]
+
+
+class FeatureTerm(Term):
+    """1 - mean cosine between the segmenter's features, each image's centred on its own mean.
+
+    Args:
+        weight: factor in the sum.
+        levels: which feature grids of the encoder, counted as in `Embedding.levels`; their cosines are averaged.
+        components: principal components kept of each grid (fewer are faster and less noisy).
+        centre: subtract each image's mean feature first.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, levels: tuple[int, ...] = (-1,), components: int = 32, centre: bool = True
+    ) -> None:
+        super().__init__(weight)
+        self.levels, self.components, self.centre = tuple(levels), components, centre
+
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        pairs = []
+        for level in self.levels:
+            grids = principal_components(
+                *(centred_features(v.embedding, centre=self.centre, level=level) for v in (scene.fixed, scene.moving)),
+                components=self.components,
+            )
+            shapes = [tuple(grid.shape[1:]) for grid in grids]
+            fixed_matrix, matrix = (
+                view.embedding.to_grid(shape) for view, shape in zip((scene.fixed, scene.moving), shapes, strict=True)
+            )
+            fixed = sample(grids[0], transform_points(fixed_matrix, points), padding="border")
+            pairs.append((fixed, grids[1], matrix))
+
+        def loss(moved: Tensor) -> Tensor:
+            cosines = [
+                (fixed * sample(grid, transform_points(matrix, moved), padding="border")).sum(0).mean()
+                for fixed, grid, matrix in pairs
+            ]
+            return 1 - torch.stack(cosines).mean()
+
+        return loss
+
+
+class LnccTerm(Term):
+    """1 - local normalised cross-correlation of the grey values (MONAI's loss).
+
+    Args:
+        weight: factor in the sum.
+        kernel: window side in voxels of the sampling grid.
+    """
+
+    def __init__(self, weight: float = 1.0, kernel: int = 9) -> None:
+        super().__init__(weight)
+        self.kernel = kernel
+
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        dims = points.shape[0]
+        # smooth_nr must be 0: otherwise a window that the map has emptied counts as a perfect match.
+        measure = LocalNormalizedCrossCorrelationLoss(
+            spatial_dims=dims, kernel_size=self.kernel, smooth_nr=0.0, smooth_dr=1e-5
+        )
+        fixed = _Pyramid(scene.fixed.image, points).at(points)[None]
+        moving = _Pyramid(scene.moving.image, points)
+        return lambda moved: 1 + measure(moving.at(moved)[None], fixed)
+
+
+class MutualInformationTerm(Term):
+    """1 - global mutual information of the grey values in units of log(bins) (MONAI's loss).
+
+    Args:
+        weight: factor in the sum.
+        bins: number of histogram bins.
+    """
+
+    def __init__(self, weight: float = 1.0, bins: int = 32) -> None:
+        super().__init__(weight)
+        self.bins = bins
+
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        measure = GlobalMutualInformationLoss(num_bins=self.bins)
+        fixed = _Pyramid(scene.fixed.image, points).at(points)[None]
+        moving = _Pyramid(scene.moving.image, points)
+        scale = 1.0 / torch.log(torch.tensor(float(self.bins)))
+        return lambda moved: 1 + scale * measure(moving.at(moved)[None], fixed)
+
+
+TERMS: dict[str, type[Term]] = {
+    "roi": RoiTerm,
+    "features": FeatureTerm,
+    "lncc": LnccTerm,
+    "mutual_information": MutualInformationTerm,
+}
+
+
+@dataclass
+class Objective:
+    """Weighted sum of terms by name, e.g. `[{term: roi, weight: 1.0}, {term: lncc, weight: 0.3, kernel: 9}]`.
+
+    Raises:
+        InputError: for an unknown term or an option that a term does not have.
+    """
+
+    terms: list[dict]
+    _terms: list[Term] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._terms = [self._build(dict(entry)) for entry in self.terms]
+
+    @staticmethod
+    def _build(entry: dict) -> Term:
+        name = entry.pop("term", None)
+        if name not in TERMS:
+            raise InputError(f"objective: unknown term '{name}', expected one of {sorted(TERMS)}")
+        try:
+            return TERMS[name](**entry)
+        except TypeError as error:
+            raise InputError(f"objective: term '{name}' has no such option: {error}") from error
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the terms, for reports."""
+        return [entry["term"] for entry in self.terms]
+
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        """The weighted sum on one sampling grid; see `Term.prepare`."""
+        losses = [(term.weight, term.prepare(scene, points)) for term in self._terms if term.weight]
+
+        def total(moved: Tensor) -> Tensor:
+            return torch.stack([weight * loss(moved) for weight, loss in losses]).sum()
+
+        return total
+
+
+def bending_energy(ddf: Tensor, voxels_per_unit: Tensor) -> Tensor:
+    """Mean squared second derivatives of a displacement in units of the longest side; scale-free.
+
+    Args:
+        ddf: `[D, *S]` voxels.
+        voxels_per_unit: `[D, 1, ...]`. (MONAI's BendingEnergyLoss assumes cubic voxels; volumes often are not.)
+    """
+    dims = ddf.shape[0]
+    spacing = [1.0 / float(v) for v in voxels_per_unit.flatten()]
+    u = ddf / voxels_per_unit
+    first = [torch.diff(u, dim=d + 1) / spacing[d] for d in range(dims)]
+    energy = u.new_zeros(())
+    for a in range(dims):
+        for b in range(dims):
+            energy = energy + (torch.diff(first[a], dim=b + 1) / spacing[b]).square().sum(0).mean()
+    return energy

@@ -1,0 +1,203 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""What a promptable segmentation model must offer to be used for registration.
+
+The method only ever sees this protocol. An adapter owns whatever is particular to its model: intensity rule, resizing and
+padding, coordinate order, which prompts it takes. Prompts and images outside the adapter are in the project's convention
+(array order, voxels of the image). To add a model, subclass `PromptableSegmenter` and fill in the abstract methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry import identity_points, sample, scaling_about_corner, transform_points
+from ..prompts import Prompts
+
+Logits = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SegmenterSpec:
+    """What a model is, without its weights.
+
+    Attributes:
+        name: for messages and reports.
+        dims: 2 or 3, the number of spatial axes it segments at once.
+        input_size: voxels of the model's input along each axis.
+        accepts: prompt types the model can take, out of "point", "box", "mask".
+        trained_with: prompt types it was trained with; others are promoted to one of these.
+        differentiable: whether logits can be differentiated by prompt coordinates in forward mode.
+    """
+
+    name: str
+    dims: int
+    input_size: tuple[int, ...]
+    accepts: frozenset[str]
+    trained_with: frozenset[str]
+    differentiable: bool
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """An encoded image, shared by all prompts.
+
+    Attributes:
+        levels: feature grids `[C, *g]`, shallow to deep; the last is the one the mask decoder attends to.
+        image_shape: size of the image it was made from.
+        to_model: matrix from image voxels to voxels of the model input.
+        valid: size of the part of the model input that shows the image (the rest is padding at the far ends).
+        input_size: size of the model input.
+    """
+
+    levels: tuple[Tensor, ...]
+    image_shape: tuple[int, ...]
+    to_model: Tensor
+    valid: tuple[int, ...]
+    input_size: tuple[int, ...]
+
+    @property
+    def features(self) -> Tensor:
+        """The deepest grid `[C, *g]`: prototypes and similarity live here."""
+        return self.levels[-1]
+
+    def to_grid(self, shape: tuple[int, ...]) -> Tensor:
+        """Matrix from image voxels to voxels of a grid of `shape` over the whole model input."""
+        return scaling_about_corner(self.input_size, shape, device=self.to_model.device) @ self.to_model
+
+    def inside(self, shape: tuple[int, ...]) -> Tensor:
+        """`[*shape]` bool: which voxels of a grid over the model input show the image rather than padding."""
+        inside = torch.ones(shape, dtype=torch.bool, device=self.to_model.device)
+        for axis, (size, valid, full) in enumerate(zip(shape, self.valid, self.input_size, strict=True)):
+            centres = (torch.arange(size, device=inside.device) + 0.5) * full / size
+            inside &= (centres < valid).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        return inside
+
+    def to_image(self, maps: Tensor) -> Tensor:
+        """Resample maps `[N, *mask]` over the model input onto the image's own voxels: `[N, *image_shape]`."""
+        points = identity_points(self.image_shape, device=maps.device)
+        return sample(maps, transform_points(self.to_grid(tuple(maps.shape[1:])), points), padding="border")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Masks of N prompts.
+
+    Attributes:
+        logits: `[N, *mask]` over the model input; a voxel belongs to the region where the logit is positive.
+        quality: `[N]` overlap with the truth as the model itself predicts it.
+    """
+
+    logits: Tensor
+    quality: Tensor
+
+
+class PromptableSegmenter(nn.Module, ABC):
+    """A segmentation model conditioned on prompts: `encode` once per image, `decode` per prompt.
+
+    Args:
+        chunk: prompts decoded at once (bounds memory; on a CPU more brings no speed).
+        precision: dtype of the encoder's and decoder's arithmetic, e.g. "float32", "bfloat16", "float16".
+    """
+
+    spec: SegmenterSpec
+
+    def __init__(self, chunk: int = 8, precision: str = "float32") -> None:
+        super().__init__()
+        self.chunk = chunk
+        self.precision: torch.dtype = getattr(torch, precision)
+
+    @abstractmethod
+    def prepare(self, image: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """Bring an image to the model's input.
+
+        Args:
+            image: `[C, *S]`, raw intensities, C = 1 (grey) or 3 (colour).
+
+        Returns:
+            the input `[channels, *input_size]`, the matrix from image voxels to input voxels, the size of the part of
+            the input that is not padding.
+        """
+
+    @abstractmethod
+    def _encode(self, inputs: Tensor) -> list[Tensor]:
+        """Feature grids `[B, C, *g]`, shallow to deep, of prepared images `[B, channels, *input_size]`."""
+
+    @abstractmethod
+    def _decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
+        """Masks of prompts given in voxels of the model input (array order)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, images: list[Tensor]) -> list[Embedding]:
+        """Embed images `[C, *S]` (sizes may differ) in one batch."""
+        prepared = [self.prepare(image.to(self.device)) for image in images]
+        with self._autocast():
+            levels = self._encode(torch.stack([inputs for inputs, _, _ in prepared]))
+        return [
+            Embedding(
+                levels=tuple(level[n].float() for level in levels),
+                image_shape=tuple(image.shape[1:]),
+                to_model=to_model,
+                valid=valid,
+                input_size=self.spec.input_size,
+            )
+            for n, (image, (_, to_model, valid)) in enumerate(zip(images, prepared, strict=True))
+        ]
+
+    @torch.no_grad()
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
+        """Segment the image at N prompts given in its voxels; decoded in chunks with the embedding shared."""
+        inside = prompts.to(self.device).transformed(embedding.to_model)
+        with self._autocast():
+            parts = [self._decode(embedding, inside[n : n + self.chunk]) for n in range(0, len(inside), self.chunk)]
+        return Decoded(torch.cat([p.logits.float() for p in parts]), torch.cat([p.quality.float() for p in parts]))
+
+    @torch.no_grad()
+    def decode_jacobian(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Logits and their derivative by every prompt coordinate.
+
+        Forward mode where the model allows it (one primal pass, then one tangent pass per coordinate), else central
+        differences with steps of half a voxel of the model input. Costs about `1 + P * D` decodes per prompt either way
+        (twice that for differences).
+
+        Returns:
+            logits `[N, *mask]` and derivatives `[N, P * D, *mask]` per voxel of the image.
+        """
+        prompts = prompts.to(self.device)
+        directions = torch.eye(prompts.coordinates[0].numel(), device=self.device)
+        directions = directions.reshape(-1, *prompts.coordinates.shape[1:])
+        step = 0.5 / embedding.to_model.diagonal()[:-1].mean()
+        parts = []
+        for n in range(0, len(prompts), self.chunk):
+            chunk = prompts[n : n + self.chunk]
+
+            def logits(coordinates: Tensor, chunk: Prompts = chunk) -> Tensor:
+                return self._decode(embedding, chunk.at(coordinates).transformed(embedding.to_model)).logits
+
+            def along(direction: Tensor, chunk: Prompts = chunk, logits: Logits = logits) -> tuple[Tensor, Tensor]:
+                tangent = direction.expand_as(chunk.coordinates)
+                if self.spec.differentiable:
+                    return torch.func.jvp(logits, (chunk.coordinates,), (tangent,))
+                ahead, behind = (logits(chunk.coordinates + s * step * tangent) for s in (1, -1))
+                return logits(chunk.coordinates), (ahead - behind) / (2 * step)
+
+            if self.spec.differentiable:
+                value, slope = torch.func.vmap(along, out_dims=(None, 1))(directions)
+            else:
+                results = [along(direction) for direction in directions]
+                value, slope = results[0][0], torch.stack([r[1] for r in results], dim=1)
+            parts.append((value, slope))
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _autocast(self) -> torch.autocast:
+        lower = self.precision != torch.float32
+        return torch.autocast(self.device.type, dtype=self.precision if lower else None, enabled=lower)
