@@ -8,6 +8,7 @@ coarse to fine, by Adam. The terms L_t are in `objectives`, the kinds of T in `t
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -91,13 +92,13 @@ def fit_transformation(
         to_moving: matrix from fixed to moving voxels before anything is fitted (headers, centres).
         objective: weighted terms.
         fit: kind and schedule.
-        initial: start here instead of at the identity (it is refined, not changed).
+        initial: start at a copy of this instead of at the identity.
 
     Returns:
         the fitted transformation, parameters detached from the graph.
     """
     device = scene.fixed.image.device
-    transformation = start(fit, fixed, device) if initial is None else initial
+    transformation = start(fit, fixed, device) if initial is None else deepcopy(initial)
     for level in fit.levels:
         if level.controls:
             transformation = transformation.refined(level.controls)

@@ -56,15 +56,18 @@ def sample(image: Tensor, points: Tensor, *, mode: str = "bilinear", padding: st
 
     Args:
         image: `[C, *S]`.
-        points: `[D, *T]`, voxels of `image`.
+        points: `[D, *T]`, voxels of `image`; T is a grid or any list of points.
         mode: "bilinear" (trilinear in 3-D) or "nearest".
         padding: "zeros" or "border".
 
     Returns:
         `[C, *T]`, dtype float unless `image` already is.
     """
+    dims, target = points.shape[0], points.shape[1:]
+    if len(target) != dims:  # a list of points rather than a grid
+        return sample(image, points.reshape(dims, -1, *[1] * (dims - 1)), mode=mode, padding=padding).reshape(-1, *target)
     sizes = torch.tensor(image.shape[1:], dtype=points.dtype, device=points.device)
-    scale = (2.0 / (sizes - 1).clamp(min=1)).reshape(-1, *[1] * (points.ndim - 1))
+    scale = (2.0 / (sizes - 1).clamp(min=1)).reshape(-1, *[1] * dims)
     grid = (points * scale - 1.0).flip(0).movedim(0, -1)  # grid_sample wants the last axis first
     values = image if image.is_floating_point() else image.float()
     return F.grid_sample(values[None], grid[None].to(values.dtype), mode=mode, padding_mode=padding, align_corners=True)[0]

@@ -38,6 +38,13 @@ class View:
     embedding: Embedding
     regions: Tensor
 
+    @classmethod
+    def plain(cls, raw: Tensor, embedding: Embedding) -> View:
+        """View of raw intensities `[C, *S]` without regions."""
+        grey = raw.mean(0, keepdim=True)
+        low, high = grey.amin(), grey.amax()
+        return cls((grey - low) / (high - low).clamp(min=1e-8), embedding, grey.new_zeros(0, *grey.shape[1:]))
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -50,7 +57,7 @@ class Scene:
 
     fixed: View
     moving: View
-    confidence: Tensor
+    confidence: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class Term(ABC):

@@ -17,17 +17,18 @@ prompt encoder, J_sim analytic (`prototypes`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .geometry import bounding_box, sample, transform_points
+from .errors import InputError
+from .geometry import bounding_box
 from .prompts import Prompts
 from .prototypes import area_weights, prototype, prototype_jacobian, similarity, similarity_jacobian
-from .segmenters.protocol import Decoded, Embedding, PromptableSegmenter
+from .segmenters.protocol import Embedding, Segmenter
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,30 @@ class Inversion:
     """How prompts are inverted.
 
     Attributes:
-        starts: where to start: "carried" (the moving region, carried by the coarse prior), "peak" (the moving prompt's
-            size at the peak of the similarity map). The paper starts at the peak.
-        margins: sizes at which "carried" starts are tried, relative to the carried region's box.
+        starts: where to start: "carried" (where the coarse prior carries the moving prompt's region) and "peak" (the moving
+            prompt itself, shifted to the peak of the similarity map; the paper's).
+        margins: sizes at which a carried box is tried, relative to the carried region.
         steps: Gauss-Newton steps at most (paper: 1).
-        keep: "best" (a step must improve the match) or "last" (paper: no test).
+        step_below: take steps only where the best start scores below this; 1 always steps (paper).
+        keep: "best" (a step must improve the score) or "last" (paper: no test).
         damping: of both pseudo-inverses, relative to their largest squared singular value.
-        reach: longest allowed step, relative to the box's (or carried region's) size.
+        reach: longest allowed step of a coordinate, relative to the extent of the carried region.
     """
 
     starts: tuple[str, ...] = ("carried", "peak")
-    margins: tuple[float, ...] = (1.1, 1.3)
+    margins: tuple[float, ...] = (1.1, 1.2, 1.4)
     steps: int = 1
+    step_below: float = 0.6
     keep: str = "best"
     damping: float = 1e-2
     reach: float = 0.25
+
+    def __post_init__(self) -> None:
+        unknown = set(self.starts) - {"carried", "peak"}
+        if unknown or not self.starts:
+            raise InputError(f"inversion: unknown starts {sorted(unknown)}, expected some of ['carried', 'peak']")
+        if self.keep not in ("best", "last"):
+            raise InputError(f"inversion: keep is '{self.keep}', expected 'best' or 'last'")
 
 
 @dataclass(frozen=True)
@@ -68,12 +78,21 @@ class Inverse:
     quality: Tensor
     match: Tensor
 
+    def __getitem__(self, index: Tensor) -> Inverse:
+        return Inverse(self.prompts[index], self.probability[index], self.quality[index], self.match[index])
 
-class Score(Protocol):
-    """Rates N candidate regions, each for its own target; higher is better."""
+    def replaced(self, index: Tensor, new: Inverse) -> Inverse:
+        """These with `new` ones at `index`."""
+        return Inverse(
+            self.prompts.at(self.prompts.coordinates.index_copy(0, index, new.prompts.coordinates)),
+            self.probability.index_copy(0, index, new.probability),
+            self.quality.index_copy(0, index, new.quality),
+            self.match.index_copy(0, index, new.match),
+        )
 
-    def __call__(self, index: Tensor, probability: Tensor, quality: Tensor, match: Tensor) -> Tensor:
-        """`index` `[N]` says which target each candidate is for; the others are as in `Inverse`. Returns `[N]`."""
+
+Score = Callable[[Tensor, Inverse], Tensor]
+"""Rates candidates, higher is better: the pair each is for `[N]` and the candidates -> `[N]` in [0, 1]."""
 
 
 def damped_solve(matrix: Tensor, target: Tensor, damping: float) -> Tensor:
@@ -105,9 +124,113 @@ def gauss_newton_step(
     return damped_solve(prototype_jacobian(features, probability, logit_jacobian), towards, damping)
 
 
-def peak(similarity_map: Tensor, embedding: Embedding, prior: Tensor | None = None) -> Tensor:
-    """Voxel of the image `[D]` where a similarity map `[*g]` (times an optional prior `[*image]`) is largest."""
+def scaled_boxes(boxes: Tensor, factor: float) -> Tensor:
+    """Boxes `[N, 2, D]` scaled about their centres."""
+    centre = boxes.mean(1, keepdim=True)
+    return centre + (boxes - centre) * factor
+
+
+def peak(similarity_map: Tensor, embedding: Embedding) -> Tensor:
+    """Voxel of the image `[D]` where a similarity map `[*g]` is largest."""
     on_image = embedding.to_image(similarity_map[None])[0]
-    on_image = on_image - on_image.amin()
-    weighted = on_image if prior is None else on_image * prior
-    return torch.stack(torch.unravel_index(weighted.argmax(), weighted.shape)).to(on_image.dtype)
+    return torch.stack(torch.unravel_index(on_image.argmax(), on_image.shape)).to(on_image.dtype)
+
+
+def starting_prompts(
+    prompts: Prompts, carried: Tensor, carried_prompts: Tensor, similarities: Tensor, fixed: Embedding, how: Inversion
+) -> tuple[Prompts, Tensor]:
+    """All starts rho of all prompts.
+
+    Args:
+        prompts: K prompts on the moving image.
+        carried: `[K, *S]` moving regions, carried to the fixed image by the coarse prior.
+        carried_prompts: `[K, P, D]` prompt coordinates, carried likewise.
+        similarities: `[K, *g]` similarity maps on the fixed image.
+        fixed: embedding of the fixed image.
+        how: which starts.
+
+    Returns:
+        the starts and, for each, the index of its prompt `[N]`.
+    """
+    coordinates, index = [], []
+    for k in range(len(prompts)):
+        box = bounding_box(carried[k] > 0.5)
+        own = prompts.coordinates[k]
+        mine = []
+        if "carried" in how.starts and prompts.kind == "box" and box is not None:
+            mine += [scaled_boxes(box[None], margin)[0] for margin in how.margins]
+        elif "carried" in how.starts:
+            mine.append(carried_prompts[k])
+        if "peak" in how.starts or not mine:
+            mine.append(own + peak(similarities[k], fixed) - own.mean(0))
+        coordinates += mine
+        index += [k] * len(mine)
+    chosen = torch.tensor(index, device=prompts.coordinates.device)
+    labels = None if prompts.labels is None else prompts.labels[chosen]
+    return clamp_to_image(Prompts(torch.stack(coordinates), labels), fixed.image_shape), chosen
+
+
+def clamp_to_image(prompts: Prompts, shape: tuple[int, ...]) -> Prompts:
+    """Prompts moved inside an image of `shape`."""
+    last = torch.tensor(shape, device=prompts.coordinates.device, dtype=prompts.coordinates.dtype) - 1
+    return prompts.at(torch.minimum(prompts.coordinates.clamp(min=0), last))
+
+
+def evaluate(
+    segmenter: Segmenter, embedding: Embedding, features: Tensor, prompts: Prompts, targets: Tensor
+) -> Inverse:
+    """Segment an image at N prompts and compare the regions' prototypes with N targets `[N, C]`."""
+    decoded = segmenter.decode(embedding, prompts)
+    probability = decoded.logits.sigmoid()
+    found = prototype(features, area_weights(probability, tuple(features.shape[1:])))
+    return Inverse(prompts, probability, decoded.quality.clamp(0, 1), F.cosine_similarity(found, targets, dim=1))
+
+
+def invert_prompts(
+    segmenter: Segmenter,
+    fixed: Embedding,
+    features: Tensor,
+    targets: Tensor,
+    starts: Prompts,
+    index: Tensor,
+    score: Score,
+    how: Inversion,
+    reach: Tensor,
+) -> Inverse:
+    """The best corresponding prompt on the fixed image for each of K targets.
+
+    Args:
+        segmenter: the model.
+        fixed: embedding of the fixed image; features: `[C, *g]`, centred or not, as the targets.
+        targets: `[K, C]` prototypes of the moving regions.
+        starts: N >= K starting prompts; index: `[N]` which target each is for (every target has one at least).
+        score: how candidates are rated.
+        how: settings.
+        reach: `[K, D]` voxels, longest step of a coordinate.
+
+    Returns:
+        K prompts with their regions.
+    """
+    candidates = evaluate(segmenter, fixed, features, starts, targets[index])
+    scores = score(index, candidates)
+    everyone = torch.arange(len(targets), device=index.device)
+    first = torch.stack([torch.where(index == k, scores, -1.0).argmax() for k in everyone])
+    best, best_scores = candidates[first], scores[first]
+    for _ in range(how.steps):
+        doubtful = (best_scores < how.step_below).nonzero().flatten() if how.step_below < 1 else everyone
+        if not len(doubtful):
+            break
+        current = best[doubtful]
+        logits, jacobian = segmenter.decode_jacobian(fixed, current.prompts)
+        change = gauss_newton_step(features, targets[doubtful], logits.sigmoid(), jacobian, how.damping)
+        change = change.reshape(current.prompts.coordinates.shape)
+        excess = (change.abs() / reach[doubtful][:, None]).flatten(1).amax(1).clamp(min=1)
+        moved = current.prompts.at(current.prompts.coordinates + change / excess[:, None, None])
+        trial = evaluate(segmenter, fixed, features, clamp_to_image(moved, fixed.image_shape), targets[doubtful])
+        trial_scores = score(doubtful, trial)
+        accepted = (trial_scores > best_scores[doubtful]) | torch.tensor(how.keep == "last", device=index.device)
+        best = best.replaced(doubtful[accepted], trial[accepted.nonzero().flatten()])
+        best_scores = best_scores.index_copy(0, doubtful[accepted], trial_scores[accepted])
+        if not accepted.any():
+            break
+    return best

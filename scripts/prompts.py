@@ -7,12 +7,17 @@ Several prompts of one kind are kept together in `Prompts`, which every stage pa
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .geometry import transform_points
+from .errors import InputError
+from .geometry import bounding_box, transform_points
 
 
 @dataclass(frozen=True)
@@ -50,3 +55,153 @@ class Prompts:
     def transformed(self, matrix: Tensor) -> Prompts:
         """The same prompts in the coordinates that a homogeneous matrix `[D+1, D+1]` leads to."""
         return self.at(transform_points(matrix, self.coordinates.movedim(-1, 0)).movedim(0, -1))
+
+
+@dataclass(frozen=True)
+class GivenPrompt:
+    """One prompt as a person or another system gave it, on the moving image.
+
+    Attributes:
+        id: name that outputs carry.
+        points: `[P, D]` voxels; the two corners for a box.
+        labels: `[P]` of 1 and 0; None for a box.
+    """
+
+    id: str
+    points: Tensor
+    labels: Tensor | None
+
+
+def read_given(source: str | Path | Sequence[Any] | None) -> list[dict[str, Any]] | None:
+    """Prompts as plain entries, from inline lists or a JSON file; None when there are none (then they are sampled).
+
+    Accepted, D = 2 or 3 coordinates per point in array order:
+    `[[i, j], ...]` clicks; `[[[i, j], [i, j]], ...]` boxes (first and last corner); or entries, also under the key
+    "prompts" of an object: `{"id": "liver", "point": [i, j]}`, `{"points": [[i, j], ...], "labels": [1, 0, ...]}`,
+    `{"box": [[i, j], [i, j]]}`, `{"mask": "file", "label": 3}` (every label of the mask when "label" is left out).
+
+    Raises:
+        InputError: when the file is missing or malformed, or an entry has none of these forms.
+    """
+    if source is None or (isinstance(source, str) and not source):
+        return None
+    if isinstance(source, str | Path):
+        source = _read_json(Path(source))
+    if isinstance(source, Mapping):
+        source = source.get("prompts", source)
+    if not isinstance(source, Sequence) or isinstance(source, str) or not source:
+        raise InputError(f"prompts: expected a list with at least one prompt, e.g. [[120, 84]], got {source!r}")
+    return [_entry(item, number) for number, item in enumerate(source, start=1)]
+
+
+def _read_json(file: Path) -> Any:
+    if not file.is_file():
+        raise InputError(f"prompts: there is no file {file}; give a JSON file or an inline list such as [[120, 84]]")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"prompts: {file} is not valid JSON ({error})") from error
+
+
+def _entry(item: Any, number: int) -> dict[str, Any]:
+    keys = {"point", "points", "box", "mask"}
+    if isinstance(item, Mapping):
+        if len(keys & item.keys()) != 1 or item.keys() - keys - {"id", "labels", "label"}:
+            raise InputError(
+                f"prompts: number {number} has the keys {sorted(item)}; expected exactly one of {sorted(keys)}, and "
+                "beside it only 'id', 'labels' (with 'points') or 'label' (with 'mask')"
+            )
+        return {"id": str(number), **item}
+    nested = isinstance(item, Sequence) and len(item) > 0 and isinstance(item[0], Sequence)
+    return {"id": str(number), ("box" if nested else "point"): item}
+
+
+def given_prompts(
+    entries: list[dict[str, Any]], shape: tuple[int, ...], to_voxel: Tensor | None, masks: Mapping[str, Tensor]
+) -> list[GivenPrompt]:
+    """Check entries of `read_given` against the moving image.
+
+    Args:
+        entries: plain entries.
+        shape: size of the moving image.
+        to_voxel: `[D+1, D+1]` matrix from world millimetres when prompts are in world space, else None.
+        masks: label maps `[*shape]` by the path an entry names.
+
+    Raises:
+        InputError: for a wrong number of coordinates, wrong labels, an empty box or mask, or a point outside the image.
+    """
+    prompts = []
+    for entry in entries:
+        name = f"prompts: '{entry['id']}'"
+        if "mask" in entry:
+            prompts += _from_mask(entry, masks[entry["mask"]], name)
+            continue
+        box = "box" in entry
+        raw = entry["box"] if box else entry.get("points", [entry.get("point")])
+        points = _points(raw, len(shape), name)
+        if to_voxel is not None:
+            points = transform_points(to_voxel, points.T.double()).T.float()
+        _check_inside(points, shape, name)
+        labels = None if box else _labels(entry.get("labels"), len(points), name)
+        if box:
+            if len(points) != 2:
+                raise InputError(f"{name}: a box needs two corners, got {len(points)} points")
+            points = torch.stack([points.amin(0), points.amax(0)])  # world axes may run against the array's
+            if (points[1] - points[0]).amin() <= 0:
+                raise InputError(f"{name}: the box {points.tolist()} is empty; its corners must differ along every axis")
+        prompts.append(GivenPrompt(str(entry["id"]), points, labels))
+    repeated = sorted({p.id for p in prompts if sum(q.id == p.id for q in prompts) > 1})
+    if repeated:
+        raise InputError(f"prompts: the ids {repeated} are used more than once; ids must differ")
+    return prompts
+
+
+def _points(raw: Any, dims: int, name: str) -> Tensor:
+    try:
+        points = torch.tensor(raw, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name}: {raw!r} is no list of points; expected {dims} numbers per point") from error
+    if points.ndim != 2 or points.shape[1] != dims:
+        raise InputError(f"{name}: {raw!r} has the wrong length; the moving image has {dims} axes, so a point is {dims} numbers")
+    if not points.isfinite().all():
+        raise InputError(f"{name}: {raw!r} holds NaN or infinite coordinates")
+    return points
+
+
+def _labels(raw: Any, count: int, name: str) -> Tensor:
+    labels = [1] * count if raw is None else raw
+    if not isinstance(labels, Sequence) or len(labels) != count or not set(labels) <= {0, 1}:
+        raise InputError(f"{name}: labels are {raw!r}; expected one of 1 (inside) or 0 (outside) for each of {count} points")
+    if 1 not in labels:
+        raise InputError(f"{name}: all labels are 0; at least one point must lie inside the structure (label 1)")
+    return torch.tensor(labels)
+
+
+def _check_inside(points: Tensor, shape: tuple[int, ...], name: str) -> None:
+    last = torch.tensor(shape) - 1
+    for point in points:
+        if (point < -0.5).any() or (point > last + 0.5).any():
+            place = [round(x, 2) for x in point.tolist()]
+            raise InputError(f"{name}: voxel {place} lies outside the moving image of size {list(shape)}")
+
+
+def _from_mask(entry: dict[str, Any], mask: Tensor, name: str) -> list[GivenPrompt]:
+    present = [int(v) for v in mask.unique() if v != 0]
+    wanted = [int(entry["label"])] if "label" in entry else present
+    if not present or not set(wanted) <= set(present):
+        raise InputError(f"{name}: the mask {entry['mask']} has the labels {present}, but {wanted or 'one'} is needed")
+    boxes = {label: bounding_box(mask == label) for label in wanted}
+    ids = {label: str(entry["id"]) if "label" in entry else f"{entry['id']}:{label}" for label in wanted}
+    return [GivenPrompt(ids[label], box, None) for label, box in boxes.items() if box is not None]
+
+
+def batched(prompts: list[GivenPrompt]) -> Prompts | None:
+    """The prompts as one batch when all are clicks or all are boxes, else None. Missing points get the label -1."""
+    if all(p.labels is None for p in prompts):
+        return Prompts(torch.stack([p.points for p in prompts]))
+    if any(p.labels is None for p in prompts):
+        return None
+    longest = max(len(p.points) for p in prompts)
+    points = [torch.cat([p.points, p.points[:1].expand(longest - len(p.points), -1)]) for p in prompts]
+    labels = [torch.cat([p.labels, p.labels.new_full((longest - len(p.points),), -1)]) for p in prompts if p.labels is not None]
+    return Prompts(torch.stack(points), torch.stack(labels))

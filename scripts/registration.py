@@ -66,7 +66,8 @@ class Registration:
     Attributes:
         fixed: `[C, *S]` raw intensities; moving: `[C, *M]`; moved: `[C, *S]` moving on the fixed grid.
         fixed_info, moving_info: geometry and origin of the two images.
-        ddf: `[D, *S]` voxels of the fixed grid, pull-back (see `geometry`).
+        ddf: `[D, *S]` voxels of the fixed grid, pull-back (see `geometry`); inverse: `[D, *S]` of its inverse, which
+            carries points from the moving to the fixed image.
         to_moving: `[D+1, D+1]` from fixed to moving voxels before the fit.
         pairs: the region pairs the fit used.
         folding_percent: share of voxels where the map folds.
@@ -81,6 +82,7 @@ class Registration:
     fixed_info: ImageInfo
     moving_info: ImageInfo
     ddf: Tensor
+    inverse: Tensor
     to_moving: Tensor
     pairs: RegionPairs
     folding_percent: float

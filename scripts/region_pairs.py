@@ -1,0 +1,110 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""How far a pair of regions is trusted: cues, confidence, consensus, and "no correspondence".
+
+Not in the paper, which fits to every pair; a few wrong ones ruin the fit (docs/results.md, "Consensus").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.interpolate import RBFInterpolator
+from torch import Tensor
+
+from .geometry import centroid
+from .prototypes import similarity
+
+
+@dataclass(frozen=True)
+class Trust:
+    """When a pair counts.
+
+    Attributes:
+        threshold: confidence below which a prompt is returned as "no correspondence".
+        consensus: whether pairs must agree on a smooth map.
+        tolerance: smallest residual of the consensus that costs weight, relative to the image's longest side.
+        smoothing: stiffness of the consensus map (thin-plate spline), larger is stiffer.
+        rounds: reweighting rounds.
+    """
+
+    threshold: float = 0.5
+    consensus: bool = True
+    tolerance: float = 0.03
+    smoothing: float = 1.0
+    rounds: int = 5
+
+
+def soft_dice(a: Tensor, b: Tensor) -> Tensor:
+    """Soft Dice of paired maps `[N, *S]`: `[N]` in [0, 1]."""
+    a, b = a.flatten(1), b.flatten(1)
+    return 2 * (a * b).sum(1) / (a.square().sum(1) + b.square().sum(1)).clamp(min=1e-6)
+
+
+def separation(similarities: Tensor, weights: Tensor) -> Tensor:
+    """How well similarity maps pick out regions: chance that a voxel inside is more similar than one outside (AUC).
+
+    Args:
+        similarities: `[N, *g]`.
+        weights: `[N, *g]` regions in [0, 1] on the same grid.
+
+    Returns:
+        `[N]` in [0, 1]; 0.5 is chance.
+    """
+    values, inside = similarities.flatten(1), weights.flatten(1)
+    order = values.argsort(1)
+    inside = inside.gather(1, order)
+    outside = 1 - inside
+    below = outside.cumsum(1) - 0.5 * outside
+    return (inside * below).sum(1) / (inside.sum(1) * outside.sum(1)).clamp(min=1e-6)
+
+
+def backward_consistency(moving_features: Tensor, fixed_prototypes: Tensor, moving_weights: Tensor) -> Tensor:
+    """Does the fixed region's prototype point back to the moving region? `[N]` in [0, 1], chance level is 0.
+
+    Args:
+        moving_features: `[C, *g]`; fixed_prototypes: `[N, C]`; moving_weights: `[N, *g]` moving regions.
+    """
+    return (2 * separation(similarity(moving_features, fixed_prototypes), moving_weights) - 1).clamp(min=0)
+
+
+def confidence(cues: dict[str, Tensor]) -> Tensor:
+    """Geometric mean of cues in [0, 1], each `[N]`: one cue near zero is enough to distrust a pair."""
+    return torch.stack([cue.clamp(0, 1) for cue in cues.values()]).clamp(min=1e-6).log().mean(0).exp()
+
+
+def region_centres(regions: Tensor) -> Tensor:
+    """Centres of mass `[N, D]` of maps `[N, *S]`, in voxels."""
+    return torch.stack([centroid(region) for region in regions])
+
+
+def consensus_weights(fixed_centres: Tensor, moving_centres: Tensor, weights: Tensor, longest: float, how: Trust) -> Tensor:
+    """Weights `[N]` in [0, 1] by which pairs agree on one smooth map (Tukey's biweight, iteratively reweighted).
+
+    Each pair is compared with a smoothing thin-plate spline through all OTHERS, so that no pair vouches for itself.
+
+    Args:
+        fixed_centres, moving_centres: `[N, D]` corresponding points in one frame, voxels of the fixed image.
+        weights: `[N]` prior weights (confidences).
+        longest: the fixed image's longest side, voxels.
+        how: settings.
+    """
+    n, dims = fixed_centres.shape
+    if not how.consensus or n < dims + 3:
+        return torch.ones_like(weights)
+    points = (fixed_centres / longest).double().cpu().numpy()
+    shifts = ((moving_centres - fixed_centres) / longest).double().cpu().numpy()
+    prior = weights.double().clamp(min=1e-3).cpu().numpy()
+    agreed = np.ones(n)
+    for _ in range(how.rounds):
+        residual = np.empty(n)
+        for k in range(n):
+            others = np.arange(n) != k
+            stiffness = how.smoothing / np.clip(prior * agreed, 1e-3, None)[others]
+            # The spline's kernel r^2 log r is small on the unit square; points that coincide are kept apart by smoothing.
+            spline = RBFInterpolator(points[others], shifts[others], smoothing=stiffness * 1e-1, degree=1)
+            residual[k] = np.linalg.norm(spline(points[k : k + 1])[0] - shifts[k])
+        scale = max(1.4826 * np.median(residual), how.tolerance)
+        agreed = np.clip(1 - (residual / (3 * scale)) ** 2, 0, None) ** 2
+    return torch.as_tensor(agreed, dtype=weights.dtype, device=weights.device)
