@@ -22,7 +22,9 @@ def check_device(device: str | torch.device) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"device: unknown '{device}', expected e.g. 'cpu' or 'cuda:0'") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device: '{device}' was asked for but {torch.cuda.device_count()} CUDA GPUs are visible; use 'cpu'")
+        raise InputError(
+            f"device: '{device}' was asked for but {torch.cuda.device_count()} CUDA GPUs are visible; use 'cpu'"
+        )
     return chosen
 
 

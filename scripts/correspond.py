@@ -1,8 +1,8 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """From prompts on the moving image to region pairs: Sections 3.1 to 3.3 in order, each step in a module of its name.
 
-    segment X -> prototype -> similarity on Y -> inverse prompt -> segment Y -> auxiliary prompts
-    \\________________ repeated under J transforms of X, probability maps averaged ______________/
+segment X -> prototype -> similarity on Y -> inverse prompt -> segment Y -> auxiliary prompts
+\\________________ repeated under J transforms of X, probability maps averaged ______________/
 """
 
 from __future__ import annotations
@@ -103,12 +103,23 @@ def correspond(
     fixed_features = centred_features(fixed, centre=method.centre)
     moving_features = centred_features(moving, centre=method.centre)
     grid = tuple(moving_features.shape[1:])
-    moving_maps, fixed_maps, results, cues = [], [], [], []
+    moving_maps: list[Tensor] = []
+    fixed_maps: list[Tensor] = []
+    results: list[Inverse] = []
+    cues: list[dict[str, Tensor]] = []
 
     transforms = draw_transforms(method.marginalisation, moving.image_shape, generator)
-    views = [moving, *segmenter.encode([transform_image(moving_image, a) for a in transforms[1:]])] if transforms[1:] else [moving]
+    views = (
+        [moving, *segmenter.encode([transform_image(moving_image, a) for a in transforms[1:]])]
+        if transforms[1:]
+        else [moving]
+    )
     for matrix, view in zip(transforms, views, strict=True):
-        seen = prompts if view is moving else transform_prompts(prompts, moving_maps[0], matrix, method.marginalisation.margin)
+        seen = (
+            prompts
+            if view is moving
+            else transform_prompts(prompts, moving_maps[0], matrix, method.marginalisation.margin)
+        )
         regions = view.to_image(segmenter.decode(view, seen).logits.sigmoid())
         regions = regions if view is moving else map_back(regions, matrix)
 
@@ -124,7 +135,15 @@ def correspond(
         carried_points = prior.carry_points(prompts.coordinates)
         starts, index = starting_prompts(prompts, carried, carried_points, similarities, fixed, method.inversion)
         inverse = invert_prompts(
-            segmenter, fixed, fixed_features, targets, starts, index, score, method.inversion, _reach(carried, method.inversion)
+            segmenter,
+            fixed,
+            fixed_features,
+            targets,
+            starts,
+            index,
+            score,
+            method.inversion,
+            _reach(carried, method.inversion),
         )
         inverse = refine(segmenter, fixed, fixed_features, targets, carried, inverse, method.auxiliary)
 

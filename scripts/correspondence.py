@@ -123,7 +123,8 @@ def _fit_level(
     loss = objective.prepare(scene, points)
     active = _parameters(transformation, deform=level.controls > 0)
     optimiser = torch.optim.Adam(
-        [{"params": [p], "lr": fit.step / max(1, level.controls if free else 4)} for p, free in active], betas=(0.9, 0.99)
+        [{"params": [p], "lr": fit.step / max(1, level.controls if free else 4)} for p, free in active],
+        betas=(0.9, 0.99),
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, level.steps, eta_min=fit.step / 100)
     with torch.enable_grad():
@@ -140,7 +141,12 @@ def _fit_level(
 
 def _parameters(transformation: Transformation, *, deform: bool) -> list[tuple[Tensor, bool]]:
     """Parameters to optimise at a level, each with whether it belongs to a free-form kind."""
-    free = {id(p) for m in transformation.modules() if not isinstance(m, Linear | Composite) for p in m.parameters(recurse=False)}
+    free = {
+        id(p)
+        for m in transformation.modules()
+        if not isinstance(m, Linear | Composite)
+        for p in m.parameters(recurse=False)
+    }
     chosen = [p for p in transformation.parameters() if deform or id(p) not in free]
     for p in transformation.parameters():
         p.requires_grad_(any(p is c for c in chosen))

@@ -65,12 +65,16 @@ def sample(image: Tensor, points: Tensor, *, mode: str = "bilinear", padding: st
     """
     dims, target = points.shape[0], points.shape[1:]
     if len(target) != dims:  # a list of points rather than a grid
-        return sample(image, points.reshape(dims, -1, *[1] * (dims - 1)), mode=mode, padding=padding).reshape(-1, *target)
+        return sample(image, points.reshape(dims, -1, *[1] * (dims - 1)), mode=mode, padding=padding).reshape(
+            -1, *target
+        )
     sizes = torch.tensor(image.shape[1:], dtype=points.dtype, device=points.device)
     scale = (2.0 / (sizes - 1).clamp(min=1)).reshape(-1, *[1] * dims)
     grid = (points * scale - 1.0).flip(0).movedim(0, -1)  # grid_sample wants the last axis first
     values = image if image.is_floating_point() else image.float()
-    return F.grid_sample(values[None], grid[None].to(values.dtype), mode=mode, padding_mode=padding, align_corners=True)[0]
+    return F.grid_sample(
+        values[None], grid[None].to(values.dtype), mode=mode, padding_mode=padding, align_corners=True
+    )[0]
 
 
 def warp(

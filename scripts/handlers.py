@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from ignite.engine import Engine, Events
 
 from .outputs import write_outputs
+from .registration import Registration
 from .report import write_report
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,8 @@ class SaveRegistration:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        registration = engine.state.output["pred"].meta["registration"]
+        output: Any = engine.state.output
+        registration: Registration = output["pred"].meta["registration"]
         report = write_report if self.report else None
         write_outputs(registration, self.output_dir, probabilities=self.probabilities, report=report)
         found, total = int(registration.pairs.found.sum()), len(registration.pairs)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .correspond import Method, Prior, correspond, pair_up
@@ -28,7 +28,7 @@ from .geometry import folding_percent, warp
 from .objectives import Objective, Scene, View
 from .prompt_sampling import Sampling, promote_clicks, sample_prompts
 from .prompts import GivenPrompt, Prompts, batched
-from .registration import Registration, RegionPairs
+from .registration import RegionPairs, Registration
 from .request import PairRequest
 from .segmenters.protocol import Embedding, Metered, Segmenter
 from .transformations import Grid
@@ -74,20 +74,20 @@ class PromptRegInferer(Inferer):
         self.objective, self.fit, self.start = objective, fit, start
         self.prealignment, self.progress = prealignment, progress
 
-    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """MONAI's call: `inputs` is the fixed image `[1, C, *S]` whose `meta["request"]` holds the moving image and prompts.
 
         Returns:
             `[1, 1, *S]` map of the fixed regions (0 background, k for pair k); `meta["registration"]` has the rest.
         """
-        request = inputs.meta.get("request") if isinstance(inputs, MetaTensor) else None
-        if request is None or len(inputs) != 1:
-            raise InputError("image: carries no registration request; preprocessing must end with `AttachRequestd`, batch size 1")
+        if not isinstance(inputs, MetaTensor) or "request" not in inputs.meta or len(inputs) != 1:
+            raise InputError("image: carries no request; preprocessing must hold `ReadPaird`, and the batch one pair")
+        request: PairRequest = inputs.meta["request"]
         registration = self.register(request.on(inputs.device), network)
         regions = registration.pairs.fixed_regions * registration.pairs.found.reshape(-1, *[1] * (inputs.ndim - 2))
         background = torch.full_like(registration.fixed[:1], 0.5)
         pred = torch.cat([background, regions]).argmax(0)[None, None].to(torch.float32)
-        return MetaTensor(pred, affine=inputs.affine, meta={**inputs.meta, "registration": registration})
+        return MetaTensor(pred, meta={**inputs.meta, "registration": registration})
 
     @torch.no_grad()
     def register(self, request: PairRequest, network: Segmenter) -> Registration:
@@ -177,7 +177,9 @@ class Clock:
 
     def __init__(self, progress: bool) -> None:
         self.seconds: dict[str, float] = {}
-        self._bar = tqdm(total=self.STAGES, disable=not progress, bar_format="{desc:<28} |{bar:30}| {elapsed}", file=sys.stderr)
+        self._bar = tqdm(
+            total=self.STAGES, disable=not progress, bar_format="{desc:<28} |{bar:30}| {elapsed}", file=sys.stderr
+        )
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

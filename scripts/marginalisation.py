@@ -78,7 +78,9 @@ def draw_transforms(how: Marginalisation, shape: Sequence[int], generator: torch
 
 def transform_image(image: Tensor, matrix: Tensor) -> Tensor:
     """`I o A`: `[C, *S]` sampled at A p for every voxel p of the same grid, continued constantly outside."""
-    return sample(image, transform_points(matrix, identity_points(image.shape[1:], device=image.device)), padding="border")
+    return sample(
+        image, transform_points(matrix, identity_points(image.shape[1:], device=image.device)), padding="border"
+    )
 
 
 def map_back(maps: Tensor, matrix: Tensor) -> Tensor:

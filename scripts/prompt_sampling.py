@@ -113,10 +113,14 @@ def sample_prompts(
     allowed = foreground(image)
     if how.how in ("inside", "outside"):
         if label is None or not (label > 0).any():
-            raise InputError(f"sampling: '{how.how}' needs a moving label map with at least one label; give moving_label")
+            raise InputError(
+                f"sampling: '{how.how}' needs a moving label map with at least one label; give moving_label"
+            )
         allowed = label > 0 if how.how == "inside" else allowed & (label == 0)
     points = _grid_points(allowed, how.count) if how.how == "grid" else _draw(allowed, how.count, generator)
-    return [GivenPrompt(str(n), point[None], torch.ones(1, dtype=torch.long)) for n, point in enumerate(points, start=1)]
+    return [
+        GivenPrompt(str(n), point[None], torch.ones(1, dtype=torch.long)) for n, point in enumerate(points, start=1)
+    ]
 
 
 def stable_boxes(
@@ -131,7 +135,9 @@ def stable_boxes(
     side = max(image.shape[1:]) * how.sizes[0] * (how.sizes[1] / how.sizes[0]) ** draws[:, :1]
     aspect = 2 ** (2 * draws[:, 1:] - 1)  # up to 1:2 either way, for the first two axes
     half = 0.5 * torch.cat([side * aspect.sqrt(), side / aspect.sqrt(), side.expand(-1, len(shape) - 2)], dim=1)
-    boxes = clamp_to_image(Prompts(torch.stack([centres - half, centres + half], dim=1)).to(device), embedding.image_shape)
+    boxes = clamp_to_image(
+        Prompts(torch.stack([centres - half, centres + half], dim=1)).to(device), embedding.image_shape
+    )
 
     first = embedding.to_image(segmenter.decode(embedding, boxes).logits) > 0
     again = _boxes_of(first, boxes, how.margin, embedding.image_shape)
@@ -155,7 +161,9 @@ def stable_boxes(
         same = intersection_over_union(second[remaining], second[best].expand(len(remaining), *second.shape[1:]))
         remaining = [k for k, iou in zip(remaining, same.tolist(), strict=True) if iou < how.overlap]
     if not kept:
-        raise InputError("sampling: no stable region found on the moving image; give prompts, or set sampling#how to 'grid'")
+        raise InputError(
+            "sampling: no stable region found on the moving image; give prompts, or set sampling#how to 'grid'"
+        )
     return [GivenPrompt(str(rank), final[k].cpu(), None) for rank, k in enumerate(kept, start=1)]
 
 

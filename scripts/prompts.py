@@ -148,7 +148,9 @@ def given_prompts(
                 raise InputError(f"{name}: a box needs two corners, got {len(points)} points")
             points = torch.stack([points.amin(0), points.amax(0)])  # world axes may run against the array's
             if (points[1] - points[0]).amin() <= 0:
-                raise InputError(f"{name}: the box {points.tolist()} is empty; its corners must differ along every axis")
+                raise InputError(
+                    f"{name}: the box {points.tolist()} is empty; its corners must differ along every axis"
+                )
         prompts.append(GivenPrompt(str(entry["id"]), points, labels))
     repeated = sorted({p.id for p in prompts if sum(q.id == p.id for q in prompts) > 1})
     if repeated:
@@ -162,7 +164,9 @@ def _points(raw: Any, dims: int, name: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: {raw!r} is no list of points; expected {dims} numbers per point") from error
     if points.ndim != 2 or points.shape[1] != dims:
-        raise InputError(f"{name}: {raw!r} has the wrong length; the moving image has {dims} axes, so a point is {dims} numbers")
+        raise InputError(
+            f"{name}: {raw!r} has the wrong length; the moving image has {dims} axes, so a point is {dims} numbers"
+        )
     if not points.isfinite().all():
         raise InputError(f"{name}: {raw!r} holds NaN or infinite coordinates")
     return points
@@ -171,7 +175,9 @@ def _points(raw: Any, dims: int, name: str) -> Tensor:
 def _labels(raw: Any, count: int, name: str) -> Tensor:
     labels = [1] * count if raw is None else raw
     if not isinstance(labels, Sequence) or len(labels) != count or not set(labels) <= {0, 1}:
-        raise InputError(f"{name}: labels are {raw!r}; expected one of 1 (inside) or 0 (outside) for each of {count} points")
+        raise InputError(
+            f"{name}: labels are {raw!r}; expected one of 1 (inside) or 0 (outside) for each of {count} points"
+        )
     if 1 not in labels:
         raise InputError(f"{name}: all labels are 0; at least one point must lie inside the structure (label 1)")
     return torch.tensor(labels)
@@ -203,5 +209,9 @@ def batched(prompts: list[GivenPrompt]) -> Prompts | None:
         return None
     longest = max(len(p.points) for p in prompts)
     points = [torch.cat([p.points, p.points[:1].expand(longest - len(p.points), -1)]) for p in prompts]
-    labels = [torch.cat([p.labels, p.labels.new_full((longest - len(p.points),), -1)]) for p in prompts if p.labels is not None]
+    labels = [
+        torch.cat([p.labels, p.labels.new_full((longest - len(p.points),), -1)])
+        for p in prompts
+        if p.labels is not None
+    ]
     return Prompts(torch.stack(points), torch.stack(labels))

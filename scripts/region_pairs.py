@@ -79,7 +79,9 @@ def region_centres(regions: Tensor) -> Tensor:
     return torch.stack([centroid(region) for region in regions])
 
 
-def consensus_weights(fixed_centres: Tensor, moving_centres: Tensor, weights: Tensor, longest: float, how: Trust) -> Tensor:
+def consensus_weights(
+    fixed_centres: Tensor, moving_centres: Tensor, weights: Tensor, longest: float, how: Trust
+) -> Tensor:
     """Weights `[N]` in [0, 1] by which pairs agree on one smooth map (Tukey's biweight, iteratively reweighted).
 
     Each pair is compared with a smoothing thin-plate spline through all OTHERS, so that no pair vouches for itself.

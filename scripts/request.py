@@ -53,7 +53,8 @@ class PairRequest:
         matrix = torch.linalg.inv(moving) @ fixed
         if how == "centre":
             middles = [
-                torch.tensor([(n - 1) / 2 for n in image.shape[1:]], dtype=torch.float64) for image in (self.fixed, self.moving)
+                torch.tensor([(n - 1) / 2 for n in image.shape[1:]], dtype=torch.float64)
+                for image in (self.fixed, self.moving)
             ]
             matrix[:-1, -1] += middles[1] - transform_points(matrix, middles[0])
         return matrix.float().to(self.fixed.device)

@@ -90,7 +90,7 @@ class Transformation(nn.Module, ABC):
         """Displacement of the inverse map on `grid`; numerical unless a kind knows better."""
         return invert(self(grid))
 
-    def refined(self, controls: int) -> Transformation:  # noqa: ARG002 - free-form kinds use it
+    def refined(self, controls: int) -> Transformation:
         """The same map with `controls` control intervals along the longest side (no change for global kinds)."""
         return self
 

@@ -66,7 +66,9 @@ class ReadPaird(MapTransform):
             prompts=self._prompts(data, shape, moving_info.affine),
             moving_label=read_label(label, name="moving_label", shape=shape) if label else None,
         )
-        image = MetaTensor(fixed, affine=fixed_info.affine, meta={"request": request, "filename_or_obj": fixed_info.path})
+        image = MetaTensor(
+            fixed, affine=fixed_info.affine, meta={"request": request, "filename_or_obj": fixed_info.path}
+        )
         return {**data, self.fixed_key: image, self.moving_key: MetaTensor(moving, affine=moving_info.affine)}
 
     @staticmethod

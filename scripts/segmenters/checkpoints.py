@@ -41,7 +41,9 @@ def verify(file: Path, sha256: str) -> None:
     with file.open("rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != sha256.lower():
-        raise InputError(f"checkpoint: {file} has SHA-256 {found}, expected {sha256}; the file is damaged or another one")
+        raise InputError(
+            f"checkpoint: {file} has SHA-256 {found}, expected {sha256}; the file is damaged or another one"
+        )
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
@@ -55,7 +57,9 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"checkpoint: {file} cannot be read as a file of weights; expected a PyTorch state dict") from error
+        raise InputError(
+            f"checkpoint: {file} cannot be read as a file of weights; expected a PyTorch state dict"
+        ) from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
