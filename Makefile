@@ -36,9 +36,9 @@ test: lint
 	$(BIN)/python -m pytest
 
 bench: install
-	$(BIN)/python -m benchmarks.correspondence --data $(DATA)
-	$(BIN)/python -m benchmarks.registration --data $(DATA)
-	$(BIN)/python -m benchmarks.cost --data $(DATA)
+	$(BIN)/python -m scripts.benchmark correspondence --data $(DATA)
+	$(BIN)/python -m scripts.benchmark registration --data $(DATA)
+	$(BIN)/python -m scripts.benchmark cost --data $(DATA)
 
 clean:
 	rm -rf $(VENV) demo models/model.pt

@@ -11,12 +11,12 @@ differ by more than sigma when one region has a part that the other lacks:
     h(x -> y) larger: R^y misses a part   -> a positive point at x*, moved epsilon voxels into R^x
     h(y -> x) larger: R^y spills over     -> a negative point at y*
 
-The paper's printed cases and its sign of epsilon contradict this under the usual definition of the directed distance; the
-intent (missing -> positive, spill -> negative) decides. For a model that takes only boxes, the box edge nearest
+The paper's printed cases and its sign of epsilon contradict this under the usual definition of the directed distance;
+the intent (missing -> positive, spill -> negative) decides. For a model that takes only boxes, the box edge nearest
 to x* (or y*) moves to it. A step that does not bring the regions closer ends the search and is not kept.
 
-Distances are in pixels of an image whose longest side is `scale` pixels (1024 is SAM's input), so sigma and epsilon mean
-the same at any input size.
+Distances are in pixels of an image whose longest side is `scale` pixels (1024 is SAM's input), so sigma and epsilon
+mean the same at any input size.
 """
 
 from __future__ import annotations

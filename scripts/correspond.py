@@ -44,7 +44,8 @@ class Prior:
     """Where things on the moving image are expected on the fixed one, before any prompt is asked.
 
     Attributes:
-        ddf: `[D, *S]` voxels of the fixed grid; inverse: `[D, *S]` its inverse; to_moving: `[D+1, D+1]` (see `geometry`).
+        ddf: `[D, *S]` voxels of the fixed grid; inverse: `[D, *S]` its inverse; to_moving: `[D+1, D+1]` (see
+            `geometry`).
     """
 
     ddf: Tensor
@@ -194,7 +195,8 @@ def _reach(carried: Tensor, how: Inversion) -> Tensor:
 
 
 def pair_up(found: Found, prompts: Prompts, given: list[GivenPrompt], to_moving: Tensor, trust: Trust) -> RegionPairs:
-    """Region pairs with confidence: cues, times agreement with the other pairs; "no correspondence" below the threshold.
+    """Region pairs with confidence: cues, times agreement with the other pairs; "no correspondence" below the
+    threshold.
 
     Args:
         found: counterparts of K prompts.

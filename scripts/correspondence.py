@@ -8,6 +8,7 @@ coarse to fine, by Adam. The terms L_t are in `objectives`, the kinds of T in `t
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from .geometry import identity_points, transform_points
 from .objectives import Objective, Scene, bending_energy
-from .transformations import Affine, Composite, Grid, Linear, Transformation, build
+from .transformations import Affine, BSpline, Composite, Dense, Grid, Linear, Transformation, build
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,20 +62,37 @@ class Fit:
 
 
 def level_points(grid: Grid, fixed: Grid, device: torch.device) -> Tensor:
-    """Where the voxels of a level's grid lie, `[D, *grid.shape]` in voxels of the fixed image (first and last coincide)."""
+    """Where the voxels of a level's grid lie, `[D, *grid.shape]` in voxels of the fixed image (first and last
+    coincide).
+    """
     steps = [(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, grid.shape, strict=True)]
     return identity_points(grid.shape, device=device) * torch.tensor(steps, device=device).reshape(
         -1, *[1] * len(grid.shape)
     )
 
 
-def start(fit: Fit, fixed: Grid, device: torch.device) -> Transformation:
-    """Identity of the kind that `fit` names."""
+def start(fit: Fit, fixed: Grid, device: torch.device, prior: Transformation | None = None) -> Transformation:
+    """Where a fit starts: the identity of the kind that `fit` names, or as near to `prior` as that kind allows.
+
+    A B-spline or a dense displacement approximates any prior; a velocity field continues only a prior of its own kind, and
+    a rigid or affine map only one of the two; otherwise the start is the identity.
+    """
     controls = next((level.controls for level in fit.levels if level.controls), 4)
-    transformation = build(fit.kind, fixed, controls)
-    if fit.affine_first and not isinstance(transformation, Linear):
-        transformation = Composite(Affine(len(fixed.shape)), transformation)
-    return transformation.to(device)
+    kind = build(fit.kind, fixed, controls).to(device)
+    if isinstance(kind, Linear):
+        return deepcopy(prior) if type(prior) is type(kind) else kind
+    transformation = Composite(Affine(len(fixed.shape)).to(device), kind) if fit.affine_first else kind
+    if prior is not None and _free_kind(prior) is type(kind):
+        return deepcopy(prior)
+    if prior is not None and isinstance(kind, BSpline | Dense):
+        kind.approximate(prior(fixed), fixed)
+    elif prior is not None:
+        logger.warning("start: a fit of kind '%s' cannot continue the prior; it starts at the identity", fit.kind)
+    return transformation
+
+
+def _free_kind(transformation: Transformation) -> type[Transformation]:
+    return type(transformation.inner) if isinstance(transformation, Composite) else type(transformation)
 
 
 def fit_transformation(
@@ -92,13 +112,13 @@ def fit_transformation(
         to_moving: matrix from fixed to moving voxels before anything is fitted (headers, centres).
         objective: weighted terms.
         fit: kind and schedule.
-        initial: start at a copy of this instead of at the identity.
+        initial: start here instead of at the identity (see `start`); it is not changed.
 
     Returns:
         the fitted transformation, parameters detached from the graph.
     """
     device = scene.fixed.image.device
-    transformation = start(fit, fixed, device) if initial is None else deepcopy(initial)
+    transformation = start(fit, fixed, device, initial)
     for level in fit.levels:
         if level.controls:
             transformation = transformation.refined(level.controls)

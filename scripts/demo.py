@@ -1,9 +1,9 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """The embedded example: `python -m scripts.demo`.
 
-A retinal photograph that scikit-image's wheel carries is the fixed image. The moving image is the same photograph under a
-seeded smooth warp and another grey scale, so the true correspondence of every pixel is known. It is SEMI-SYNTHETIC: one
-image plays both parts, which is easier than two visits of a patient.
+A retinal photograph that scikit-image's wheel carries is the fixed image. The moving image is the same photograph
+under a seeded smooth warp and another grey scale, so the true correspondence of every pixel is known. It is
+SEMI-SYNTHETIC: one image plays both parts, which is easier than two visits of a patient.
 """
 
 from __future__ import annotations

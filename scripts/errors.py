@@ -22,7 +22,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 def one_line_errors() -> None:
     """From now on an uncaught `InputError` ends the process with its message alone instead of a traceback.
 
-    MONAI wraps what goes wrong inside a transform, so the chain of causes is searched. Everything else keeps its traceback.
+    MONAI wraps what goes wrong inside a transform, so the chain of causes is searched. Everything else keeps its
+    traceback.
     """
     usual = sys.excepthook
 

@@ -1,8 +1,8 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """Displacement fields on disk: the one module that knows ITK's coordinates.
 
-In memory a field is in voxels and array order. On disk it is what SimpleITK, ITK, ANTs and 3D Slicer resample with: at each
-fixed voxel the vector, LPS millimetres, from its place to the place in the moving image where the value is taken,
+In memory a field is in voxels and array order. On disk it is what SimpleITK, ITK, ANTs and 3D Slicer resample with: at
+each fixed voxel the vector, LPS millimetres, from its place to the place in the moving image where the value is taken,
 
     d(p) = P_moving to_moving (p + ddf(p)) - P_fixed p,
 
@@ -25,7 +25,9 @@ from .registration import ImageInfo
 
 
 def physical_from_voxel(info: ImageInfo) -> Tensor:
-    """Matrix `[D+1, D+1]` float64 from array indices to ITK's physical coordinates (LPS mm; column, row for pictures)."""
+    """Matrix `[D+1, D+1]` float64 from array indices to ITK's physical coordinates (LPS mm; column, row for
+    pictures).
+    """
     if info.kind == "picture":
         return torch.eye(3, dtype=torch.float64)[[1, 0, 2]]
     return torch.from_numpy(lps_flip(len(info.spacing))) @ info.affine

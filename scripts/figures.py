@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from nibabel.orientations import io_orientation
@@ -111,7 +113,7 @@ class Plane:
         (down, across), (height, width) = picture.shape[-2:], (self.shape[self.rows], self.shape[self.columns])
         return (np.arange(across) + 0.5) * width / across - 0.5, (np.arange(down) + 0.5) * height / down - 0.5
 
-    def show(self, axes: Axes, picture: np.ndarray, **options: object) -> object:
+    def show(self, axes: Axes, picture: np.ndarray, **options: Any) -> AxesImage:
         """Draw `[rows, columns(, 3)]` with voxel coordinates on the axes, oriented for reading."""
         extent = (-0.5, self.shape[self.columns] - 0.5, self.shape[self.rows] - 0.5, -0.5)
         aspect = self.spacing[self.rows] / self.spacing[self.columns]
@@ -172,7 +174,9 @@ def in_colour(picture: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 
 
 def panels(columns: Sequence[list[Plane]], titles: Sequence[str], *, below: float = 0) -> tuple[Figure, np.ndarray]:
-    """An empty figure with a row per plane and a column per title, and `below` inches for colour bars under the last."""
+    """An empty figure with a row per plane and a column per title, and `below` inches for colour bars under the
+    last.
+    """
     width = FIGURE_WIDTH / len(columns)
     heights = [width * min(max(p.sides[1] / p.sides[0] for p in row), 1.25) for row in zip(*columns, strict=True)]
     scale = min(1.0, FIGURE_HEIGHT / sum(heights))
@@ -195,36 +199,38 @@ def panels(columns: Sequence[list[Plane]], titles: Sequence[str], *, below: floa
 def draw_prompt(panel: Axes, plane: Plane, prompts: Prompts, k: int, colour: str, name: str) -> None:
     """Mark prompt k: stars for clicks inside, crosses for clicks outside, a dashed box with its centre.
 
-    Marks away from a 3-D plane are drawn faint, at their nearest place on it. Names go in one of four directions by k, so
-    that those of prompts at one place stay apart.
+    Marks away from a 3-D plane are drawn faint, at their nearest place on it. Names go in one of four directions by k,
+    so that those of prompts at one place stay apart.
     """
     marks = prompts.coordinates[k].detach().cpu().float()
     labels = [1] if prompts.labels is None else prompts.labels[k].tolist()
     if prompts.kind == "box":
         corner, size = marks.amin(0)[plane.in_plane], (marks[1] - marks[0]).abs()[plane.in_plane]
-        style = {"fill": False, "edgecolor": colour, "linewidth": 1.0, "linestyle": (0, (5, 3)), "path_effects": HALO}
-        panel.add_patch(Rectangle(corner.tolist(), *size.tolist(), **style))
+        box: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 1.0, "linestyle": (0, (5, 3))}
+        left, top = corner.tolist()
+        panel.add_patch(Rectangle((left, top), *size.tolist(), path_effects=HALO, **box))
         marks = marks.mean(0, keepdim=True)
     away = (marks - torch.tensor(plane.index)).abs()
     away[:, plane.in_plane] = 0
     alphas = [0.45 if far else 1.0 for far in (away > 1.5).any(1)]
-    for mark, label, alpha in zip(marks[:, plane.in_plane].tolist(), labels, alphas, strict=True):
-        style = {"color": colour, "alpha": alpha, "zorder": 5}
+    for (across, down), label, alpha in zip(marks[:, plane.in_plane].tolist(), labels, alphas, strict=True):
+        click: dict[str, Any] = {"color": colour, "alpha": alpha, "zorder": 5}
         if label > 0:
-            panel.scatter(*mark, s=130, marker="*", edgecolors="black", linewidths=0.7, **style)
+            panel.scatter(across, down, s=130, marker="*", edgecolors="black", linewidths=0.7, **click)
         elif label == 0:
-            panel.scatter(*mark, s=45, marker="x", linewidths=2, path_effects=HALO, **style)
+            panel.scatter(across, down, s=45, marker="x", linewidths=2, path_effects=HALO, **click)
     (side, right), (level, up) = (("left", 5), ("right", -5))[k % 2], (("bottom", 2), ("top", -2))[k // 2 % 2]
-    style = {"color": colour, "alpha": alphas[0], "size": 11, "weight": "bold", "path_effects": HALO, "zorder": 6}
-    place = {"xytext": (right, up), "textcoords": "offset points", "ha": side, "va": level, "annotation_clip": True}
-    panel.annotate(name, marks[0, plane.in_plane].tolist(), **place, **style)
+    style: dict[str, Any] = {"color": colour, "alpha": alphas[0], "size": 11, "weight": "bold", "zorder": 6}
+    place: dict[str, Any] = {"xytext": (right, up), "textcoords": "offset points", "ha": side, "va": level}
+    across, down = marks[0, plane.in_plane].tolist()
+    panel.annotate(name, (across, down), annotation_clip=True, path_effects=HALO, **place, **style)
 
 
 def draw_region(panel: Axes, plane: Plane, probability: Tensor, colour: str, *, dashed: bool = False) -> None:
     """Outline of a region `[*S]` at probability 0.5."""
     picture = plane.take(probability[None])[0]
     if min(picture.shape) > 1 and picture.min() < 0.5 < picture.max():
-        style = {"colors": [colour], "linewidths": 1.6, "linestyles": "dashed" if dashed else "solid"}
+        style: dict[str, Any] = {"colors": [colour], "linewidths": 1.6, "linestyles": "dashed" if dashed else "solid"}
         panel.contour(*plane.centres(picture), picture, levels=[0.5], **style).set(path_effects=HALO)
 
 
@@ -266,9 +272,9 @@ def comparison_figures(registration: Registration, planes: list[Plane]) -> tuple
     return images, agreement
 
 
-def draw_colour_bar(panel: Axes, artist: object, label: str) -> None:
+def draw_colour_bar(figure: Figure, panel: Axes, artist: AxesImage, label: str) -> None:
     """A thin horizontal colour bar in the space under the last panel of a column."""
-    figure, place, inch = panel.figure, panel.get_position(original=True), 1 / panel.figure.get_figheight()
+    place, inch = panel.get_position(original=True), 1 / figure.get_figheight()
     room = figure.add_axes((place.x0 + 0.1 * place.width, 0.45 * inch, 0.8 * place.width, 0.09 * inch))
     figure.colorbar(artist, cax=room, orientation="horizontal").outline.set_visible(False)
     room.tick_params(labelsize=9, length=2, colors="#555555")
@@ -295,6 +301,6 @@ def deformation_figure(registration: Registration, planes: list[Plane], unit: st
         scales = plane.show(panel[2], local, cmap="RdBu_r", vmin=1 - change, vmax=1 + change)
         marks = np.zeros((*folded.shape, 4)) + np.array([0.94, 0.89, 0.26, 1.0]) * (folded > 0)[..., None]
         plane.show(panel[2], marks, interpolation="nearest")
-    draw_colour_bar(axes[-1, 1], moves, f"displacement [{unit}]")
-    draw_colour_bar(axes[-1, 2], scales, "below 1: stretched   ·   above 1: compressed")
+    draw_colour_bar(figure, axes[-1, 1], moves, f"displacement [{unit}]")
+    draw_colour_bar(figure, axes[-1, 2], scales, "below 1: stretched   ·   above 1: compressed")
     return figure

@@ -3,12 +3,14 @@
 
 Convention
 ----------
-* Arrays are `[channel, i, j(, k)]`. A point is an array index `(i, j(, k))` in voxels, 0-based, integers at voxel centres.
+* Arrays are `[channel, i, j(, k)]`. A point is an array index `(i, j(, k))` in voxels, 0-based, integers at voxel
+  centres.
 * Sets of points have the coordinate in the FIRST dimension: `[D, ...]`, order as the array axes. D is 2 or 3.
 * A displacement field (`ddf`) is `[D, *fixed_shape]`, voxels of the fixed grid, and pulls back:
   `moved(p) = moving(to_moving(p + ddf(p)))`, where `to_moving` is the homogeneous matrix from fixed to moving voxels.
 * Matrices are homogeneous, `[D+1, D+1]`, and act on column vectors.
-* Sampling follows `align_corners=True`: index 0 and S-1 are the outermost voxel centres. Outside is 0 unless said otherwise.
+* Sampling follows `align_corners=True`: index 0 and S-1 are the outermost voxel centres. Outside is 0 unless said
+  otherwise.
 """
 
 from __future__ import annotations
@@ -115,7 +117,9 @@ def invert(ddf: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> Ten
 
 
 def jacobian_determinant(ddf: Tensor) -> Tensor:
-    """Determinant of d(p + ddf)/dp by central differences in the interior, `[*S]`; > 0 where the map keeps orientation."""
+    """Determinant of d(p + ddf)/dp by central differences in the interior, `[*S]`; > 0 where the map keeps
+    orientation.
+    """
     dims = ddf.shape[0]
     gradients = torch.gradient(ddf, dim=tuple(range(1, dims + 1)))  # d u / d axis, each [D, *S]
     jacobian = torch.stack(gradients, dim=-1).movedim(0, -2) + torch.eye(dims, device=ddf.device)

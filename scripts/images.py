@@ -1,7 +1,8 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """Images on disk: read one and check it once, so that nothing after has to (`outputs` writes).
 
-Whatever the format, the array is `[C, i, j(, k)]` and the affine leads from its indices to RAS millimetres. A picture's axis
+Whatever the format, the array is `[C, i, j(, k)]` and the affine leads from its indices to RAS millimetres. A
+picture's axis
 0 is the row and axis 1 the column of the STORED array: an orientation tag of a camera is not applied.
 """
 
@@ -46,7 +47,8 @@ def read_image(path: str | Path, *, name: str) -> tuple[Tensor, ImageInfo]:
         `[C, *S]` float32 raw intensities, C = 1 (grey) or 3 (colour), and where its voxels lie.
 
     Raises:
-        InputError: no such file, unknown format, damaged, too small, not 2-D or 3-D, constant, not finite, or no usable grid.
+        InputError: no such file, unknown format, damaged, too small, not 2-D or 3-D, constant, not finite, or no
+            usable grid.
     """
     with _told(name, path):
         array, affine, suffix = _load(Path(path), labels=False)

@@ -75,7 +75,8 @@ class PromptRegInferer(Inferer):
         self.prealignment, self.progress = prealignment, progress
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """MONAI's call: `inputs` is the fixed image `[1, C, *S]` whose `meta["request"]` holds the moving image and prompts.
+        """MONAI's call: `inputs` is the fixed image `[1, C, *S]` whose `meta["request"]` holds the moving image and
+        prompts.
 
         Returns:
             `[1, 1, *S]` map of the fixed regions (0 background, k for pair k); `meta["registration"]` has the rest.
@@ -154,7 +155,9 @@ class PromptRegInferer(Inferer):
 
 
 def understood(segmenter: Segmenter, moving: Embedding, given: list[GivenPrompt], sampling: Sampling) -> Prompts:
-    """Given prompts as the model understands them: clicks stay clicks for a model trained with clicks, else become boxes."""
+    """Given prompts as the model understands them: clicks stay clicks for a model trained with clicks, else
+    become boxes.
+    """
     batch = batched(given)
     if batch is not None and batch.kind in segmenter.spec.trained_with:
         return batch.to(moving.features.device)

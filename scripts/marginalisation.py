@@ -1,9 +1,9 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """Marginalisation over spatial transforms (Sec. 3.2): segment the moving image under J transforms A_j and average.
 
-The image is resampled to `I^x o A_j`, the prompt is carried along, and the probability map is mapped back by the inverse of
-A_j; the caller inverts each map on the fixed image and averages both sides over j. A_j is a homogeneous matrix on voxels
-about the image centre, isotropic in voxels, so nothing depends on the image's size.
+The image is resampled to `I^x o A_j`, the prompt is carried along, and the probability map is mapped back by the
+inverse of A_j; the caller inverts each map on the fixed image and averages both sides over j. A_j is a homogeneous
+matrix on voxels about the image centre, isotropic in voxels, so nothing depends on the image's size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Marginalisation:
 
     Attributes:
         transforms: J, the identity included (paper: 1 to 9); 1 switches marginalisation off.
-        kind: "flip", "rotation", "scaling" or "mixed" (all three at once), for the J - 1 transforms beside the identity.
+        kind: "flip", "rotation", "scaling" or "mixed" (all three at once), for the J - 1 transforms beside the
+            identity.
         angles: range of rotations, degrees (paper: 0 to 360), in the plane of the first two axes.
         scales: range of scalings, drawn log-uniformly (paper: 0.5 to 2.5).
         margin: size of a carried box prompt relative to the box of the carried region.

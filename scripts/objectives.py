@@ -1,8 +1,10 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
-"""Terms of the objective that a transformation is fitted to. The paper has one, `roi`; a configuration lists any, weighted.
+"""Terms of the objective that a transformation is fitted to. The paper has one, `roi`; a configuration lists any,
+weighted.
 
 A term compares the two images at one sampling grid: `prepare` gathers on that grid what does not change during
-the fit, and the function it returns maps the current moving-image points of the grid's voxels to a scalar, 0 at best and of order one.
+the fit, and the function it returns maps the current moving-image points of the grid's voxels to a scalar, 0 at best
+and of order one.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from .prompts import Prompts
 from .registration import ImageInfo, RegionPairs, Registration
 
 PACKAGES = ("torch", "monai", "numpy", "SimpleITK")  # whose versions a run records
+Depth = type[np.uint8] | type[np.uint16] | type[np.float32]
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])  # how NIfTI stores colour
 
 
@@ -151,8 +152,8 @@ def output_suffix(info: ImageInfo, *, labels: bool, source: Tensor | None = None
     """
     if info.kind == "volume" or info.suffix in TIFF:
         return info.suffix
-    depth = np.uint16 if labels else np.uint8 if source is None else _depth(source)
-    return {np.uint8: info.suffix, np.uint16: ".png", np.float32: ".tif"}[depth]
+    depth: Depth = np.uint16 if labels else np.uint8 if source is None else _depth(source)
+    return ".png" if depth is np.uint16 else ".tif" if depth is np.float32 else info.suffix
 
 
 def write_image(array: Tensor, info: ImageInfo, path: str | Path, *, source: Tensor | None = None) -> None:
@@ -167,11 +168,12 @@ def write_image(array: Tensor, info: ImageInfo, path: str | Path, *, source: Ten
     if not np.issubdtype(values.dtype, np.floating):
         values = values.astype(np.uint8 if values.max(initial=0) <= 255 else np.uint16)
     if info.kind == "picture":
-        depth = np.uint8 if colour else _depth(source) if source is not None else _range_depth(values)
+        depth: Depth = np.uint8 if colour else _depth(source) if source is not None else _range_depth(values)
         if depth is not np.float32:
-            values = np.clip(np.round(values), 0, np.iinfo(depth).max)
+            values = np.clip(np.round(values), 0, 255 if depth is np.uint8 else 65535)
         picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(values, 0, -1) if colour else values, dtype=depth))
-        picture.save(path, **({"quality": 95} if Path(path).suffix in JPEG else {}))
+        options: dict[str, Any] = {"quality": 95} if Path(path).suffix in JPEG else {}
+        picture.save(path, **options)
     elif str(path).endswith((".nii", ".nii.gz")):
         if colour:
             bytes_last = np.clip(np.round(np.moveaxis(values, 0, -1)), 0, 255).astype(np.uint8)
@@ -199,13 +201,13 @@ def _to_itk(array: np.ndarray, matrix: np.ndarray) -> sitk.Image:
     return image
 
 
-def _depth(source: Tensor) -> type[np.generic]:
+def _depth(source: Tensor) -> Depth:
     """Smallest of uint8, uint16 and float32 that holds the values of a stored image."""
     whole = source.amin() >= 0 and source.amax() <= 65535 and bool((source == source.round()).all())
     return _range_depth(source.cpu().numpy()) if whole else np.float32
 
 
-def _range_depth(values: np.ndarray) -> type[np.generic]:
+def _range_depth(values: np.ndarray) -> Depth:
     return np.uint16 if values.max(initial=0) > 255 else np.uint8
 
 

@@ -1,15 +1,16 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """Inverse prompt (Eq. 1): the prompt on the fixed image whose region has the moving region's prototype.
 
-The paper linearises the prototype by the prompt, G ~ g + J Z, and the similarity map by the prototype, S ~ s + J_sim G, and
-inverts both:
+The paper linearises the prototype by the prompt, G ~ g + J Z, and the similarity map by the prototype, S ~ s + J_sim
+G, and inverts both:
 
     Z^y  =  J^+ J_sim^+ (S^y - s) + rho
 
 (the printed order of the two inverses is swapped; only this one fits the dimensions). Read as an algorithm this is one
 Gauss-Newton step on the fixed image from a start rho: g is the prototype that the current prompt produces there, s its
-similarity map, S^y the similarity map of the moving region's prototype. We take such steps from the best of several starts
-and keep a step only if the match improves. `steps: 1, starts: [peak], keep: last` is the paper's formula to the letter.
+similarity map, S^y the similarity map of the moving region's prototype. We take such steps from the best of several
+starts and keep a step only if the match improves. `steps: 1, starts: [peak], keep: last` is the paper's formula to the
+letter.
 
 J^+ and J_sim^+ are damped (J_sim has rank n - 1 at most). J is by forward differentiation through mask decoder and
 prompt encoder, J_sim analytic (`prototypes`).
@@ -36,8 +37,8 @@ class Inversion:
     """How prompts are inverted.
 
     Attributes:
-        starts: where to start: "carried" (where the coarse prior carries the moving prompt's region) and "peak" (the moving
-            prompt itself, shifted to the peak of the similarity map; the paper's).
+        starts: where to start: "carried" (where the coarse prior carries the moving prompt's region) and "peak" (the
+            moving prompt itself, shifted to the peak of the similarity map; the paper's).
         margins: sizes at which a carried box is tried, relative to the carried region.
         steps: Gauss-Newton steps at most (paper: 1).
         step_below: take steps only where the best start scores below this; 1 always steps (paper).

@@ -28,8 +28,8 @@ class Sampling:
     """How prompts are sampled.
 
     Attributes:
-        how: "stable" boxes (see above), or clicks: "uniform" over the foreground, on a "grid", "inside" or "outside" the
-            labels of the moving label map.
+        how: "stable" boxes (see above), or clicks: "uniform" over the foreground, on a "grid", "inside" or "outside"
+            the labels of the moving label map.
         count: K, prompts wanted (paper: 4; its Table 4 shows that more is better).
         candidates: boxes tried per stable prompt wanted.
         sizes: range of box sides relative to the image's longest side, drawn log-uniformly.

@@ -1,8 +1,8 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """Prompts: clicks and boxes that say what to segment.
 
-A prompt is a set of points with labels (1 inside, 0 outside) or a box, in voxels of the image it was given on, array order.
-Several prompts of one kind are kept together in `Prompts`, which every stage passes on.
+A prompt is a set of points with labels (1 inside, 0 outside) or a box, in voxels of the image it was given on, array
+order. Several prompts of one kind are kept together in `Prompts`, which every stage passes on.
 """
 
 from __future__ import annotations

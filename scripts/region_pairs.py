@@ -104,7 +104,8 @@ def consensus_weights(
         for k in range(n):
             others = np.arange(n) != k
             stiffness = how.smoothing / np.clip(prior * agreed, 1e-3, None)[others]
-            # The spline's kernel r^2 log r is small on the unit square; points that coincide are kept apart by smoothing.
+            # The spline's kernel r^2 log r is small on the unit square; points that coincide are kept apart by
+            # smoothing.
             spline = RBFInterpolator(points[others], shifts[others], smoothing=stiffness * 1e-1, degree=1)
             residual[k] = np.linalg.norm(spline(points[k : k + 1])[0] - shifts[k])
         scale = max(1.4826 * np.median(residual), how.tolerance)

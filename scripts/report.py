@@ -1,7 +1,8 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """One page about one registered pair: what was asked, what was found, how the image moved, and what to doubt.
 
-The page is a single HTML file with its pictures inside. It draws and words a `Registration`; it computes no result of its own.
+The page is a single HTML file with its pictures inside. It draws and words a `Registration`; it computes no result of
+its own.
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ def _describe_outcome(registration: Registration, unit: str) -> dict[str, Any]:
     element = "pixels" if unit == "px" else "voxels"
     share = "below 0.01 %" if 0 < folding < 0.01 else f"{folding:.2f} %"
     folds = f"folds at {share} of the {element}" if folding else "does not fold anywhere"
-    matched = f"{found} of {asked} prompts found a counterpart in the fixed image" if asked else "No prompt was used"
+    matched = f"{found} of {asked} prompts have a counterpart in the fixed image" if asked else "No prompt was used"
     sentence = (
-        f"{matched}. To align the moving image with the fixed image, half of it was moved by more than {median:.1f} {unit}, "
-        f"and one place in twenty by more than {large:.1f} {unit}; the map {folds}."
+        f"{matched}. To align the moving image with the fixed image, half of it moved by more than {median:.1f} "
+        f"{unit}, and one place in twenty by more than {large:.1f} {unit}; the map {folds}."
     )
     cautions = []
     if found == 0:

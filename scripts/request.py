@@ -41,8 +41,8 @@ class PairRequest:
         """Matrix `[D+1, D+1]` from fixed to moving voxels before anything is fitted.
 
         Args:
-            how: "world" trusts the headers (pictures: equal row and column); "centre" puts the image centres together and
-                trusts directions and spacings only.
+            how: "world" trusts the headers (pictures: equal row and column); "centre" puts the image centres together
+                and trusts directions and spacings only.
 
         Raises:
             InputError: for any other word.

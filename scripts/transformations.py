@@ -1,10 +1,10 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """Transformations that can be fitted: rigid, affine, B-spline free-form, dense displacement, stationary velocity.
 
-Every kind is a map `p -> p + u(p)` of the fixed image's extent. Parameters are in units of the extent's longest side, so
-the same numbers mean the same at any image size, level or spacing. Free-form kinds act first and the affine after them:
-`T(p) = A(F(p))`. Section 2 of the paper (dense correspondence); B-splines after Rueckert et al. 1999, stationary velocity
-after Arsigny et al. 2006 (scaling and squaring).
+Every kind is a map `p -> p + u(p)` of the fixed image's extent. Parameters are in units of the extent's longest side,
+so the same numbers mean the same at any image size, level or spacing. Free-form kinds act first and the affine after
+them: `T(p) = A(F(p))`. Section 2 of the paper (dense correspondence); B-splines after Rueckert et al. 1999, stationary
+velocity after Arsigny et al. 2006 (scaling and squaring).
 
 This module does not know images or objectives; `correspondence` does the fitting.
 """
@@ -50,7 +50,9 @@ class Grid:
         return (self.unit / spacing).reshape(-1, *[1] * len(self.shape))
 
     def coarsened(self, longest: int) -> Grid:
-        """The grid over the same extent whose voxels are as near to cubes as its longest side of `longest` voxels allows."""
+        """The grid over the same extent whose voxels are as near to cubes as its longest side of `longest` voxels
+        allows.
+        """
         size = self.unit / (longest - 1)
         shape = tuple(min(n, max(3, round(e / size) + 1)) for n, e in zip(self.shape, self.extent, strict=True))
         spacing = tuple(e / (n - 1) for n, e in zip(shape, self.extent, strict=True))
@@ -185,6 +187,15 @@ class FreeForm(Transformation):
             matrices.append((torch.linalg.pinv(new_basis) @ old_basis).float().to(self.coefficients.device))
         finer.coefficients.copy_(apply_along_axes(matrices, self.coefficients))
         return finer
+
+
+    @torch.no_grad()
+    def approximate(self, ddf: Tensor, grid: Grid) -> None:
+        """Take the coefficients whose spline is nearest to a displacement `[D, *grid.shape]` in voxels of `grid`."""
+        shape = self.coefficients.shape[1:]
+        bases = [spline_basis(s, c, self.degree) for s, c in zip(grid.shape, shape, strict=True)]
+        inverses = [torch.linalg.pinv(basis).to(ddf) for basis in bases]
+        self.coefficients.copy_(apply_along_axes(inverses, ddf / grid.voxels_per_unit(ddf.device)))
 
 
 class BSpline(FreeForm):

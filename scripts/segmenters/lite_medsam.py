@@ -1,8 +1,9 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """LiteMedSAM: TinyViT encoder with SAM's prompt encoder and mask decoder, trained on medical images with box prompts.
 
-Ma et al., "Segment anything in medical images", Nature Communications 2024, and the LiteMedSAM baseline of the CVPR 2024
-challenge (Apache-2.0). Input: longest side to 256 by area, intensities to [0, 1], padded at the far ends with zeros.
+Ma et al., "Segment anything in medical images", Nature Communications 2024, and the LiteMedSAM baseline of the CVPR
+2024 challenge (Apache-2.0). Input: longest side to 256 by area, intensities to [0, 1], padded at the far ends with
+zeros.
 """
 
 from __future__ import annotations

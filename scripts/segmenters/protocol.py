@@ -1,9 +1,10 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """What a promptable segmentation model must offer to be used for registration.
 
-The method only ever sees this protocol. An adapter owns whatever is particular to its model: intensity rule, resizing and
-padding, coordinate order, which prompts it takes. Prompts and images outside the adapter are in the project's convention
-(array order, voxels of the image). To add a model, subclass `PromptableSegmenter` and fill in the abstract methods.
+The method only ever sees this protocol. An adapter owns whatever is particular to its model: intensity rule, resizing
+and padding, coordinate order, which prompts it takes. Prompts and images outside the adapter are in the project's
+convention (array order, voxels of the image). To add a model, subclass `PromptableSegmenter` and fill in the abstract
+methods.
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ class Segmenter(Protocol):
 
 
 class Metered:
-    """A segmenter that counts its work: images encoded and prompts decoded, a derivative as `1 + coordinates` decodes."""
+    """A segmenter that counts its work: images encoded and prompts decoded, a derivative as `1 + coordinates`
+    decodes.
+    """
 
     def __init__(self, segmenter: Segmenter) -> None:
         self._segmenter = segmenter

@@ -3,8 +3,8 @@
 
 A 256x256 image goes through a convolutional stage and three stages of windowed attention to one feature grid of 64x64
 with 256 channels (the "neck"), the grid that SAM's mask decoder attends to. Parameter names are those of the upstream
-checkpoint, so it loads strictly; the code is our own. Upstream: bowang-lab/MedSAM, branch LiteMedSAM (Apache-2.0), after
-Wu et al., "TinyViT", ECCV 2022.
+checkpoint, so it loads strictly; the code is our own. Upstream: bowang-lab/MedSAM, branch LiteMedSAM (Apache-2.0),
+after Wu et al., "TinyViT", ECCV 2022.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class WindowAttention(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
-        # Offsets are numbered in the order in which they first appear, which for row-major positions is row * window + col.
+        # Offsets are numbered in the order in which they first appear, which for row-major positions is row * window +
+        # col.
         rows, cols = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
         positions = torch.stack([rows.flatten(), cols.flatten()], dim=1)
         offsets = (positions[:, None] - positions[None]).abs()

@@ -1,0 +1,185 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""The figures of docs/results.md: `python -m scripts.benchmark correspondence|registration|cost --data DIR`.
+
+DIR holds `<application>/<set>/datalist.json` (paths relative to its folder). Every figure comes from
+configs/inference.yaml as it stands, with any id overridden on the command line, e.g. `--method::centre false`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import fire
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.transforms import KeepLargestConnectedComponent
+from torch import Tensor
+
+from .geometry import bounding_box, warp
+from .images import read_label
+from .inferer import PromptRegInferer
+from .metrics import label_dice
+from .prompts import GivenPrompt, Prompts
+from .region_pairs import soft_dice
+from .request import PairRequest
+from .segmenters.protocol import Segmenter
+from .transforms import ReadPaird
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS = ("prostate/slices2d", "cardiac/acdc2d", "brain/slices2d")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair of a datalist, with its label maps."""
+
+    name: str
+    request: PairRequest
+    fixed_label: Tensor
+    moving_label: Tensor
+
+
+def pairs_of(data: Path, name: str, *, both_directions: bool = False) -> Iterator[Pair]:
+    """Pairs of one set that have labels, forward and, if asked, backward."""
+    folder = data / name
+    for entry in json.loads((folder / "datalist.json").read_text())["pairs"]:
+        if "fixed_label" not in entry or "moving_label" not in entry:
+            continue
+        for fixed, moving in (("fixed", "moving"), ("moving", "fixed"))[: 1 + both_directions]:
+            request = _read(folder / entry[fixed], folder / entry[moving])
+            labels = [
+                read_label(folder / entry[f"{side}_label"], name=side, shape=tuple(image.shape[1:]))
+                for side, image in ((fixed, request.fixed), (moving, request.moving))
+            ]
+            yield Pair(f"{entry['id']}{'' if fixed == 'fixed' else ' reversed'}", request, labels[0], labels[1])
+
+
+def _read(fixed: Path, moving: Path) -> PairRequest:
+    image = ReadPaird()({"image": str(fixed), "moving": str(moving)})["image"]
+    return image.meta["request"]
+
+
+def configured(overlays: list[str] | None, overrides: dict[str, Any]) -> tuple[PromptRegInferer, Segmenter]:
+    """Inferer and network as the configuration says."""
+    files = [str(ROOT / "configs" / name) for name in ["inference.yaml", *(overlays or [])]]
+    workflow = ConfigWorkflow(config_file=files, workflow_type="infer", logging_file=False, progress=False, **overrides)
+    sys.path.insert(1, str(ROOT))
+    workflow.initialize()
+    return workflow.inferer, workflow.parser.get_parsed_content("network")
+
+
+def _largest(mask: Tensor) -> Tensor:
+    return KeepLargestConnectedComponent()(mask[None].float())[0] > 0
+
+
+def correspondence(data: str, overlays: list[str] | None = None, **overrides: Any) -> None:
+    """Prompt with each label's bounding box in the moving image; is its counterpart right?
+
+    The target is the largest connected part of the label. "inside" means that the centre of the prompt found on the
+    fixed image lies in the fixed structure.
+    """
+    inferer, network = configured(overlays, overrides)
+    # The dense fit does not change the prompts, so it is left out.
+    object.__setattr__(inferer.fit, "levels", [])
+    for name in SETS:
+        rows = []
+        for pair in pairs_of(Path(data), name, both_directions=True):
+            for label in label_dice(pair.fixed_label, pair.fixed_label):
+                target, source = (_largest(image == label) for image in (pair.fixed_label, pair.moving_label))
+                box = bounding_box(source)
+                if box is None:
+                    continue
+                given = [GivenPrompt(str(label), box, None)]
+                request = PairRequest(**{**vars(pair.request), "prompts": given})
+                found = inferer.register(request, network).pairs
+                centre = found.fixed_prompts.coordinates[0].mean(0).round().long()
+                dice = float(soft_dice((found.fixed_regions > 0.5).float(), target[None].float()))
+                own = float(soft_dice((found.moving_regions > 0.5).float(), source[None].float()))
+                rows.append((dice, bool(target[tuple(centre)]), own))
+                print(
+                    f"{name} {pair.name:<24} Dice {dice:.3f} inside {rows[-1][1]} (moving side {own:.3f})", flush=True
+                )
+        inside = sum(row[1] for row in rows)
+        mean, own = (statistics.mean(row[k] for row in rows) for k in (0, 2))
+        print(f"{name}: mean Dice {mean:.3f}, inside {inside}/{len(rows)}, moving side {own:.3f}\n", flush=True)
+
+
+def registration(data: str, overlays: list[str] | None = None, sets: list[str] | None = None, **overrides: Any) -> None:
+    """Register with automatic prompts; label Dice before and after, folding, cost."""
+    inferer, network = configured(overlays, overrides)
+    for name in sets or SETS:
+        rows = []
+        for pair in pairs_of(Path(data), name):
+            began = perf_counter()
+            result = inferer.register(pair.request, network)
+            seconds = perf_counter() - began
+            scores = []
+            for ddf in (torch.zeros_like(result.ddf), result.ddf):
+                moved = warp(pair.moving_label[None].float(), ddf, result.to_moving, mode="nearest")[0]
+                scores.append(statistics.mean(label_dice(pair.fixed_label, moved.long()).values()))
+            decodes = result.counts["decodes"] / max(1, len(result.pairs))
+            rows.append((*scores, result.folding_percent, seconds, decodes))
+            print(
+                f"{name} {pair.name:<16} Dice {scores[0]:.3f} -> {scores[1]:.3f}, "
+                f"folding {result.folding_percent:.3f} %, {int(result.pairs.found.sum())}/{len(result.pairs)} pairs, "
+                f"{decodes:.1f} decodes a prompt, {seconds:.0f} s",
+                flush=True,
+            )
+        before, after, folding, seconds, decodes = (statistics.mean(column) for column in zip(*rows, strict=True))
+        worst = min(row[1] - row[0] for row in rows)
+        print(
+            f"{name}: mean Dice {before:.3f} -> {after:.3f} (worst change {worst:+.3f}), mean folding {folding:.3f} %, "
+            f"{decodes:.1f} decodes a prompt, {seconds:.0f} s a pair\n",
+            flush=True,
+        )
+
+
+def cost(data: str, overlays: list[str] | None = None, repeats: int = 5, **overrides: Any) -> None:
+    """Where the time goes, against what encoding and decoding alone cost, all in this process.
+
+    Units are medians of `repeats`, half of them taken before and half after the registration, so that a busy machine
+    slows both alike.
+    """
+    inferer, network = configured(overlays, overrides)
+    pair = next(pairs_of(Path(data), SETS[0]))
+    units: dict[str, list[float]] = {"encode": [], "decode": []}
+    embedding = network.encode([pair.request.fixed])[0]  # also warms up
+    boxes = Prompts(torch.tensor([[[40.0, 50.0], [150.0, 140.0]]]).repeat(8, 1, 1))
+    network.decode(embedding, boxes)
+
+    def measure() -> None:
+        for _ in range(repeats):
+            began = perf_counter()
+            network.encode([pair.request.fixed])
+            encoded = perf_counter()
+            network.decode(embedding, boxes)
+            units["encode"].append(encoded - began)
+            units["decode"].append((perf_counter() - encoded) / len(boxes))
+
+    measure()
+    began = perf_counter()
+    result = inferer.register(pair.request, network)
+    total = perf_counter() - began
+    measure()
+    encode, decode = (statistics.median(values) for values in units.values())
+    encodes, decodes = result.counts["encodes"], result.counts["decodes"]
+    model = encodes * encode + decodes * decode
+    for stage, seconds in result.seconds.items():
+        print(f"{stage:<30} {seconds:7.2f} s")
+    print(f"{'total':<30} {total:7.2f} s")
+    print(f"{encodes} encodes of {encode:.3f} s, {decodes} decodes of {decode:.3f} s: {model:.2f} s")
+    print(f"ratio {total / model:.3f}; decodes per prompt and transform {decodes / len(result.pairs):.1f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory {peak:.0f} MB, {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    fire.Fire({"correspondence": correspondence, "registration": registration, "cost": cost})
