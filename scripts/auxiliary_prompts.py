@@ -179,7 +179,7 @@ def refine(
             trial = evaluate(segmenter, fixed, features, prompt, targets[index])
             region = fixed.to_image(trial.probability)
             after = disagreement(carried[k], region[0], align=how.align)
-            if after is None or after.distance >= distance or trial.match[0] < best.match[k] - 0.05:
+            if after is None or after.distance >= distance or trial.match[0] < best.match[k]:
                 continue
             amended[k] = prompt
             kept = trial if trial.prompts.kind == "box" else Inverse(best[index].prompts, *_measured(trial))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .auxiliary_prompts import Auxiliary, refine
-from .geometry import sample, transform_points, warp
+from .geometry import bounding_box, identity_points, sample, transform_points, warp
 from .marginalisation import Marginalisation, draw_transforms, map_back, transform_image, transform_prompts
 from .prompt_inversion import Inverse, Inversion, invert_prompts, starting_prompts
 from .prompts import GivenPrompt, Prompts
@@ -101,102 +101,91 @@ def correspond(
     Returns:
         K regions on either side, the prompts found on the fixed image and the cues of confidence.
     """
-    fixed_features = centred_features(fixed, centre=method.centre)
-    moving_features = centred_features(moving, centre=method.centre)
-    grid = tuple(moving_features.shape[1:])
-    moving_maps: list[Tensor] = []
-    fixed_maps: list[Tensor] = []
-    results: list[Inverse] = []
-    cues: list[dict[str, Tensor]] = []
-
+    features = {side: centred_features(e, centre=method.centre) for side, e in (("x", moving), ("y", fixed))}
     transforms = draw_transforms(method.marginalisation, moving.image_shape, generator)
-    views = (
-        [moving, *segmenter.encode([transform_image(moving_image, a) for a in transforms[1:]])]
-        if transforms[1:]
-        else [moving]
-    )
+    turned = [transform_image(moving_image, matrix) for matrix in transforms[1:]]
+    views = [moving, *(segmenter.encode(turned) if turned else [])]
+    results: list[_Result] = []
     for matrix, view in zip(transforms, views, strict=True):
-        seen = (
-            prompts
-            if view is moving
-            else transform_prompts(prompts, moving_maps[0], matrix, method.marginalisation.margin)
-        )
-        regions = view.to_image(segmenter.decode(view, seen).logits.sigmoid())
-        regions = regions if view is moving else map_back(regions, matrix)
+        if view is moving:
+            regions = view.to_image(segmenter.decode(view, prompts).logits.sigmoid())
+        else:
+            seen = transform_prompts(prompts, results[0].moving_regions, matrix, method.marginalisation.margin)
+            regions = map_back(view.to_image(segmenter.decode(view, seen).logits.sigmoid()), matrix)
+        results.append(_invert(segmenter, regions, moving, fixed, features, prompts, prior, method))
 
-        weights = area_weights(on_model_input(regions, moving), grid)
-        targets = prototype(moving_features, weights)
-        similarities = similarity(fixed_features, targets)
-        carried = prior.carry_maps(regions)
+    # Maps and cues are averaged over the views (Sec. 3.2); the prompt that is shown is the best view's.
+    best = torch.stack([confidence(result.cues) for result in results]).argmax(0)
+    coordinates = torch.stack([result.inverse.prompts.coordinates for result in results])
+    return Found(
+        moving_regions=torch.stack([result.moving_regions for result in results]).mean(0),
+        fixed_regions=torch.stack([fixed.to_image(result.inverse.probability) for result in results]).mean(0),
+        prompts=results[0].inverse.prompts.at(coordinates[best, torch.arange(len(prompts), device=best.device)]),
+        cues={name: torch.stack([result.cues[name] for result in results]).mean(0) for name in results[0].cues},
+    )
 
-        def score(index: Tensor, candidates: Inverse, carried: Tensor = carried) -> Tensor:
-            agreement = soft_dice(fixed.to_image(candidates.probability), carried[index])
-            return confidence({"match": candidates.match, "agreement": agreement, "quality": candidates.quality})
 
-        carried_points = prior.carry_points(prompts.coordinates)
-        starts, index = starting_prompts(prompts, carried, carried_points, similarities, fixed, method.inversion)
-        inverse = invert_prompts(
-            segmenter,
-            fixed,
-            fixed_features,
-            targets,
-            starts,
-            index,
-            score,
-            method.inversion,
-            _reach(carried, method.inversion),
-        )
-        inverse = refine(segmenter, fixed, fixed_features, targets, carried, inverse, method.auxiliary)
+@dataclass(frozen=True)
+class _Result:
+    """What one view of the moving image gave."""
 
-        found = fixed.to_image(inverse.probability)
-        found_prototypes = prototype(fixed_features, area_weights(inverse.probability, tuple(fixed_features.shape[1:])))
-        cues.append(
-            {
-                "match": inverse.match,
-                "agreement": soft_dice(found, carried),
-                "quality": inverse.quality,
-                "return": backward_consistency(moving_features, found_prototypes, weights),
-            }
-        )
-        moving_maps.append(regions)
-        fixed_maps.append(found)
-        results.append(inverse)
+    moving_regions: Tensor
+    inverse: Inverse
+    cues: dict[str, Tensor]
 
-    # The prompt that is shown is the best view's; maps and cues are averaged over all views (Sec. 3.2).
-    scores = torch.stack([confidence(cue) for cue in cues])
-    best = scores.argmax(0)
-    coordinates = torch.stack([result.prompts.coordinates for result in results])
-    shown = results[0].prompts.at(coordinates[best, torch.arange(len(prompts), device=best.device)])
-    mean_cues = {name: torch.stack([cue[name] for cue in cues]).mean(0) for name in cues[0]}
-    return Found(torch.stack(moving_maps).mean(0), torch.stack(fixed_maps).mean(0), shown, mean_cues)
+
+def _invert(
+    segmenter: Segmenter,
+    regions: Tensor,
+    moving: Embedding,
+    fixed: Embedding,
+    features: dict[str, Tensor],
+    prompts: Prompts,
+    prior: Prior,
+    method: Method,
+) -> _Result:
+    """Prototype, similarity, inverse prompt and auxiliary prompts for K moving regions `[K, *M]`."""
+    weights = area_weights(on_model_input(regions, moving), tuple(features["x"].shape[1:]))
+    targets = prototype(features["x"], weights)
+    similarities = similarity(features["y"], targets)
+    carried = prior.carry_maps(regions)
+
+    def rating(index: Tensor, candidates: Inverse) -> Tensor:
+        agreement = soft_dice(fixed.to_image(candidates.probability), carried[index])
+        return confidence({"match": candidates.match, "agreement": agreement, "quality": candidates.quality})
+
+    carried_points = prior.carry_points(prompts.coordinates)
+    starts, index = starting_prompts(prompts, carried, carried_points, similarities, fixed, method.inversion)
+    reach = method.inversion.reach * _extents(carried)
+    inverse = invert_prompts(segmenter, fixed, features["y"], targets, starts, index, rating, method.inversion, reach)
+    inverse = refine(segmenter, fixed, features["y"], targets, carried, inverse, method.auxiliary)
+
+    found = prototype(features["y"], area_weights(inverse.probability, tuple(features["y"].shape[1:])))
+    cues = {
+        "match": inverse.match,
+        "agreement": soft_dice(fixed.to_image(inverse.probability), carried),
+        "quality": inverse.quality,
+        "return": backward_consistency(features["x"], found, weights),
+    }
+    return _Result(regions, inverse, cues)
 
 
 def on_model_input(regions: Tensor, embedding: Embedding) -> Tensor:
     """Maps `[N, *image]` resampled to the model input's voxels `[N, *input]`, zero in the padding."""
-    from_input = torch.linalg.inv(embedding.to_model)
-    axes = [torch.arange(n, dtype=torch.float32, device=regions.device) for n in embedding.input_size]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    inside = embedding.inside(embedding.input_size)
-    return sample(regions, transform_points(from_input, points), padding="border") * inside
+    points = identity_points(embedding.input_size, device=regions.device)
+    maps = sample(regions, transform_points(torch.linalg.inv(embedding.to_model), points), padding="border")
+    return maps * embedding.inside(embedding.input_size)
 
 
-def _reach(carried: Tensor, how: Inversion) -> Tensor:
-    """`[K, D]` voxels: the longest step of a prompt coordinate, from the extent of each carried region."""
-    grid_extent = torch.tensor(carried.shape[1:], device=carried.device, dtype=torch.float32)
-    # A uniform bar of length L has the standard deviation L / sqrt(12) along its axis.
-    axes = [torch.arange(n, device=carried.device, dtype=torch.float32) for n in carried.shape[1:]]
-    points = torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
-    weights = carried[:, None]
-    dims = tuple(range(2, points.ndim))
-    total = weights.sum(dims).clamp(min=1e-6)
-    mean = (points * weights).sum(dims) / total
-    variance = ((points - mean.reshape(*mean.shape, *[1] * len(dims))).square() * weights).sum(dims) / total
-    return how.reach * torch.minimum((12 * variance).sqrt().clamp(min=2.0), grid_extent)
+def _extents(regions: Tensor) -> Tensor:
+    """Sides of the boxes around regions `[K, *S]`, `[K, D]` voxels; a tenth of the image where a region is empty."""
+    boxes = [bounding_box(region > 0.5) for region in regions]
+    empty = 0.1 * torch.tensor(regions.shape[1:], device=regions.device)
+    return torch.stack([empty if box is None else (box[1] - box[0]).clamp(min=2) for box in boxes])
 
 
 def pair_up(found: Found, prompts: Prompts, given: list[GivenPrompt], to_moving: Tensor, trust: Trust) -> RegionPairs:
-    """Region pairs with confidence: cues, times agreement with the other pairs; "no correspondence" below the
-    threshold.
+    """Region pairs with confidence (cues times agreement with the other pairs) or "no correspondence".
 
     Args:
         found: counterparts of K prompts.

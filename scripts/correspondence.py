@@ -74,8 +74,8 @@ def level_points(grid: Grid, fixed: Grid, device: torch.device) -> Tensor:
 def start(fit: Fit, fixed: Grid, device: torch.device, prior: Transformation | None = None) -> Transformation:
     """Where a fit starts: the identity of the kind that `fit` names, or as near to `prior` as that kind allows.
 
-    A B-spline or a dense displacement approximates any prior; a velocity field continues only a prior of its own kind, and
-    a rigid or affine map only one of the two; otherwise the start is the identity.
+    A B-spline or a dense displacement approximates any prior. Every other kind continues a prior of its own kind only
+    and starts at the identity otherwise.
     """
     controls = next((level.controls for level in fit.levels if level.controls), 4)
     kind = build(fit.kind, fixed, controls).to(device)

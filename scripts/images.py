@@ -106,8 +106,8 @@ def _load(path: Path, *, labels: bool) -> tuple[np.ndarray, np.ndarray, str]:
     """Stored values `[C, *S]`, RAS affine `[D+1, D+1]` float64 and the ending of outputs."""
     if not path.exists():
         raise InputError("no such file; give the path of an image that exists")
-    ending = next((e for e in (*VOLUMES, *PICTURES) if path.name.lower().endswith(e)), None)
-    if ending is None and not path.is_dir():
+    ending = next((e for e in (*VOLUMES, *PICTURES) if path.name.lower().endswith(e)), "")
+    if not ending and not path.is_dir():
         supported = ", ".join((*PICTURES, *VOLUMES))
         raise InputError(f"not a supported image; give one of {supported} or a folder with one DICOM series")
     try:
@@ -125,10 +125,12 @@ def _load(path: Path, *, labels: bool) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def _read_picture(path: Path, *, labels: bool) -> np.ndarray:
-    with Image.open(path) as picture:
-        if picture.format == "TIFF" and picture.n_frames > 1:
-            raise InputError(f"has {picture.n_frames} pages; save one page, or the stack as a 3-D volume")
-        picture.load()
+    with Image.open(path) as file:
+        pages = getattr(file, "n_frames", 1)
+        if file.format == "TIFF" and pages > 1:
+            raise InputError(f"has {pages} pages; save one page, or the stack as a 3-D volume")
+        file.load()
+        picture: Image.Image = file
         if picture.mode in ("LA", "La") or (picture.mode == "1" and not labels):
             picture = picture.convert("L")
         elif picture.mode not in ("1", "L", "I", "F") and not picture.mode.startswith("I;16"):

@@ -15,7 +15,7 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from .errors import InputError
-from .geometry import bounding_box
+from .geometry import bounding_box, sample
 from .prompt_inversion import clamp_to_image, scaled_boxes
 from .prompts import GivenPrompt, Prompts
 from .segmenters.protocol import Embedding, Segmenter
@@ -204,7 +204,7 @@ def promote_clicks(segmenter: Segmenter, embedding: Embedding, clicks: list[Give
         decoded = segmenter.decode(embedding, tried)
         masks = embedding.to_image(decoded.logits) > 0
         tight = _boxes_of(masks, tried, how.margin, embedding.image_shape)
-        hits = torch.stack([masks[:, *p.round().long().clamp(min=0)] for p in click.points], dim=1).cpu()  # [n, P]
+        hits = sample(masks.float(), click.points.T.to(masks.device), mode="nearest", padding="border").cpu() > 0.5
         right = (hits == (click.labels == 1)).float().mean(1).to(masks.device)
         score = right**4 * sharpness(decoded.logits) * decoded.quality.clamp(0, 1) * _box_agreement(tried, tight).sqrt()
         best = int(score.argmax())

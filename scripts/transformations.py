@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 import torch
@@ -64,14 +65,15 @@ class Grid:
         return (identity_points(self.shape, device=device) - half) / self.voxels_per_unit(device)
 
 
-def spline_basis(samples: int, controls: int, degree: int, *, device: torch.device | str = "cpu") -> Tensor:
+@lru_cache(maxsize=256)  # asked for again at every step of a fit
+def spline_basis(samples: int, controls: int, degree: int) -> Tensor:
     """Weights `[samples, controls]` of uniform B-splines at equidistant samples over the whole extent; rows sum to 1.
 
     For degree 3 the outermost control points lie one interval outside the extent, for degree 1 on its ends.
     """
     intervals = controls - degree
-    t = torch.linspace(0, intervals, samples, device=device, dtype=torch.float64)[:, None]
-    distance = (t - (torch.arange(controls, device=device) - (degree - 1) / 2)).abs()
+    t = torch.linspace(0, intervals, samples, dtype=torch.float64)[:, None]
+    distance = (t - (torch.arange(controls) - (degree - 1) / 2)).abs()
     if degree == 1:
         basis = (1 - distance).clamp(min=0)
     else:
@@ -170,7 +172,7 @@ class FreeForm(Transformation):
         """The spline itself on `grid`, voxels of `grid`."""
         shape = self.coefficients.shape[1:]
         device = self.coefficients.device
-        bases = [spline_basis(s, c, self.degree, device=device) for s, c in zip(grid.shape, shape, strict=True)]
+        bases = [spline_basis(s, c, self.degree).to(device) for s, c in zip(grid.shape, shape, strict=True)]
         return apply_along_axes(bases, self.coefficients) * grid.voxels_per_unit(device)
 
     def forward(self, grid: Grid) -> Tensor:
@@ -187,7 +189,6 @@ class FreeForm(Transformation):
             matrices.append((torch.linalg.pinv(new_basis) @ old_basis).float().to(self.coefficients.device))
         finer.coefficients.copy_(apply_along_axes(matrices, self.coefficients))
         return finer
-
 
     @torch.no_grad()
     def approximate(self, ddf: Tensor, grid: Grid) -> None:

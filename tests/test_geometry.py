@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scripts.geometry import (
+    apply_along_axes,
     bounding_box,
     centroid,
     compose,
@@ -23,16 +24,17 @@ from scripts.geometry import (
     transform_points,
     warp,
 )
+from scripts.transformations import spline_basis
 
 SHAPES = [(40, 48), (20, 24, 28)]
 
 
 def smooth_field(shape: tuple[int, ...], amplitude: float, seed: int = 0) -> Tensor:
-    """Random field `[D, *shape]`, about six waves across, at most `amplitude` voxels."""
+    """Random field `[D, *shape]`, one smooth bend across, at most `amplitude` voxels."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(len(shape), *[5] * len(shape), generator=generator) * 2 - 1
-    mode = "bicubic" if len(shape) == 2 else "trilinear"
-    field = torch.nn.functional.interpolate(coarse[None], shape, mode=mode, align_corners=True)[0]
+    coarse = torch.rand(len(shape), *[4] * len(shape), generator=generator) * 2 - 1
+    basis = [spline_basis(size, 4, 3) for size in shape]
+    field = apply_along_axes(basis, coarse)
     return amplitude * field / field.abs().max()
 
 

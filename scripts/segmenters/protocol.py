@@ -224,12 +224,13 @@ class PromptableSegmenter(nn.Module, ABC):
             def along(direction: Tensor, chunk: Prompts = chunk, logits: Logits = logits) -> tuple[Tensor, Tensor]:
                 tangent = direction.expand_as(chunk.coordinates)
                 if self.spec.differentiable:
-                    return torch.func.jvp(logits, (chunk.coordinates,), (tangent,))
+                    value, slope = torch.func.jvp(logits, (chunk.coordinates,), (tangent,))[:2]
+                    return value, slope
                 ahead, behind = (logits(chunk.coordinates + s * step * tangent) for s in (1, -1))
                 return logits(chunk.coordinates), (ahead - behind) / (2 * step)
 
             if self.spec.differentiable:
-                value, slope = torch.func.vmap(along, out_dims=(None, 1))(directions)
+                value, slope = torch.func.vmap(along, out_dims=(None, 1))(directions)  # type: ignore[arg-type]  # None: not mapped
             else:
                 results = [along(direction) for direction in directions]
                 value, slope = results[0][0], torch.stack([r[1] for r in results], dim=1)

@@ -1,0 +1,143 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Planted maps are recovered from regions or grey values; distrusted pairs and emptied windows do not count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from toy import disc
+
+from scripts.correspondence import Fit, Level, fit_transformation
+from scripts.errors import InputError
+from scripts.geometry import folding_percent, identity_matrix, identity_points, warp
+from scripts.objectives import LnccTerm, Objective, Scene, View
+from scripts.segmenters.protocol import Embedding
+from scripts.transformations import Grid
+
+SHAPE = (72, 64)
+GRID = Grid(SHAPE, (1.0, 1.0))
+CENTRES = [(20.0, 18.0), (22.0, 44.0), (38.0, 30.0), (52.0, 16.0), (50.0, 46.0)]
+
+
+def embedding(shape: tuple[int, ...], seed: int = 0) -> Embedding:
+    """What terms that do not use features ignore."""
+    features = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return Embedding((features,), shape, torch.eye(len(shape) + 1), shape, shape)
+
+
+def texture(shape: tuple[int, ...], cell: int, seed: int = 0) -> Tensor:
+    noise = torch.rand(1, 1, *[n // cell for n in shape], generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(noise, shape, mode="bicubic", align_corners=True)[0].clamp(0, 1)
+
+
+def discs_scene(field: Tensor, confidence: Tensor) -> Scene:
+    moving = torch.stack([disc(SHAPE, centre, 7.0 + n) for n, centre in enumerate(CENTRES)])
+    blank = torch.zeros(1, *SHAPE)
+    fixed = View(blank, embedding(SHAPE), warp(moving, field))
+    return Scene(fixed, View(blank, embedding(SHAPE), moving), confidence)
+
+
+def planted_affine() -> Tensor:
+    linear = torch.tensor([[1.06, 0.08], [-0.1, 0.95]])
+    centred = identity_points(SHAPE) - torch.tensor([35.5, 31.5])[:, None, None]
+    return torch.tensordot(linear, centred, dims=1) - centred + torch.tensor([2.5, -3.0])[:, None, None]
+
+
+AFFINE = Fit(kind="affine", levels=[Level(36, 0, 60), Level(72, 0, 60)])
+ROI = Objective([{"term": "roi", "weight": 1.0}])
+
+
+@pytest.mark.parametrize("loss", ["dice", "squared"])
+def test_an_affine_is_recovered_from_regions_alone(loss: str) -> None:
+    field = planted_affine()
+    objective = Objective([{"term": "roi", "loss": loss}])
+    fitted = fit_transformation(discs_scene(field, torch.ones(5)), GRID, identity_matrix(2), objective, AFFINE)(GRID)
+    inner = (slice(None), slice(12, 60), slice(10, 54))
+    assert field[inner].norm(dim=0).max() > 5.0
+    assert (fitted - field)[inner].norm(dim=0).max() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["bspline", "svf"])
+def test_a_smooth_warp_is_recovered_from_grey_values(kind: str) -> None:
+    shape = (64, 64)
+    points = identity_points(shape)
+    field = torch.stack([3 * torch.sin(points[1] / 9), 2.5 * torch.cos(points[0] / 11)])
+    moving = texture(shape, 4)
+    scene = Scene(View(warp(moving, field), embedding(shape), moving), View(moving, embedding(shape), moving))
+    fit = Fit(kind=kind, levels=[Level(32, 4, 60), Level(64, 8, 60)], smoothness=1e-5, affine_first=False)
+    grid = Grid(shape, (1.0, 1.0))
+    fitted = fit_transformation(scene, grid, identity_matrix(2), Objective([{"term": "lncc"}]), fit)(grid)
+    inner = (slice(None), slice(6, -6), slice(6, -6))
+    assert field[inner].norm(dim=0).mean() > 2.0
+    assert (fitted - field)[inner].norm(dim=0).mean() < 0.7
+    assert folding_percent(fitted) == 0.0
+
+
+def test_the_header_is_not_fitted_again() -> None:
+    moving = torch.stack([disc((36, 32), (c[0] / 2, c[1] / 2), 4.0) for c in CENTRES])
+    to_moving = torch.diag(torch.tensor([0.5, 0.5, 1.0]))
+    blank = embedding(SHAPE)
+    fixed = View(torch.zeros(1, *SHAPE), blank, warp(moving, torch.zeros(2, *SHAPE), to_moving))
+    scene = Scene(fixed, View(torch.zeros(1, 36, 32), embedding((36, 32)), moving), torch.ones(5))
+    fitted = fit_transformation(scene, GRID, to_moving, ROI, AFFINE)(GRID)
+    assert fitted[:, 12:60, 10:54].norm(dim=0).max() < 0.3
+
+
+def test_a_pair_without_confidence_has_no_influence() -> None:
+    field, short = planted_affine(), Fit(kind="affine", levels=[Level(36, 0, 15)])
+    right = discs_scene(field, torch.ones(5))
+    wrong = disc(SHAPE, (30.0, 30.0), 8.0)[None], disc(SHAPE, (36.0, 36.0), 8.0)[None]
+    views = [
+        View(view.image, view.embedding, torch.cat([view.regions, extra]))
+        for view, extra in zip((right.fixed, right.moving), wrong, strict=True)
+    ]
+
+    def fitted(scene: Scene) -> Tensor:
+        return fit_transformation(scene, GRID, identity_matrix(2), ROI, short)(GRID)
+
+    expected = fitted(right)
+    assert torch.allclose(fitted(Scene(*views, torch.tensor([1.0] * 5 + [0.0]))), expected, atol=1e-4)
+    assert (fitted(Scene(*views, torch.ones(6))) - expected).abs().max() > 0.1
+
+
+def test_lncc_does_not_reward_an_emptied_window() -> None:
+    image = texture(SHAPE, 4)
+    noisy = (0.5 * image + 0.5 * texture(SHAPE, 4, seed=1)).clamp(0, 1)
+    view = View(image, embedding(SHAPE), image)
+    points = identity_points(SHAPE)
+    loss = LnccTerm(kernel=9).prepare(Scene(view, View(noisy, embedding(SHAPE), noisy)), points)
+    assert loss(points) < 0.8
+    assert loss(points + 500.0) > 0.95
+    self_loss = LnccTerm(kernel=9).prepare(Scene(view, view), points)
+    assert self_loss(points) < 0.02
+
+
+def test_the_fit_starts_at_a_copy_of_the_initial_map() -> None:
+    scene = discs_scene(planted_affine(), torch.ones(5))
+    first = fit_transformation(scene, GRID, identity_matrix(2), ROI, AFFINE)
+    before = first(GRID)
+    short = Fit(kind="affine", levels=[Level(36, 0, 1)])
+    again = fit_transformation(scene, GRID, identity_matrix(2), ROI, short, initial=first)(GRID)
+    assert torch.equal(first(GRID), before)
+    assert 0 < (again - before).abs().max() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ([{"term": "ssd"}], "unknown term 'ssd'"),
+        ([{"weight": 1.0}], "unknown term 'None'"),
+        ([{"term": "lncc", "window": 9}], "term 'lncc' has no such option"),
+        ([{"term": "roi", "loss": "focal"}], "no loss 'focal'"),
+    ],
+)
+def test_wrong_objectives(terms: list[dict], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Objective(terms)
+
+
+def test_an_unknown_kind_fails_before_any_work() -> None:
+    with pytest.raises(InputError, match="unknown kind 'tps'"):
+        Fit(kind="tps")
