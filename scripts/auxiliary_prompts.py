@@ -13,7 +13,7 @@ differ by more than sigma when one region has a part that the other lacks:
 
 The paper's printed cases and its sign of epsilon contradict this under the usual definition of the directed distance;
 the intent (missing -> positive, spill -> negative) decides. For a model that takes only boxes, the box edge nearest
-to x* (or y*) moves to it. A step that does not bring the regions closer ends the search and is not kept.
+to x* moves out to it, or the edge at y* moves back to the moving contour. A step that does not bring the regions closer ends the search and is not kept.
 
 Distances are in pixels of an image whose longest side is `scale` pixels (1024 is SAM's input), so sigma and epsilon
 mean the same at any input size.
@@ -66,13 +66,15 @@ class Disagreement:
 
     Attributes:
         missing: h(x -> y), voxels; at: x* `[D]` on the moving region's contour.
-        spill: h(y -> x), voxels; spill_at: y* `[D]` on the fixed region's contour.
+        spill: h(y -> x), voxels; spill_at: y* `[D]` on the fixed region's contour, back_at: the point of the moving
+            region's contour nearest to it, up to where the spill goes back.
     """
 
     missing: float
     at: np.ndarray
     spill: float
     spill_at: np.ndarray
+    back_at: np.ndarray
 
     @property
     def distance(self) -> float:
@@ -94,8 +96,9 @@ def disagreement(moving: Tensor, fixed: Tensor, *, align: str = "none") -> Disag
     if not len(x) or not len(y):
         return None
     x = x + shift
-    from_x, from_y = cKDTree(y).query(x)[0], cKDTree(x).query(y)[0]
-    return Disagreement(float(from_x.max()), x[from_x.argmax()], float(from_y.max()), y[from_y.argmax()])
+    from_x, (from_y, nearest) = cKDTree(y).query(x)[0], cKDTree(x).query(y)
+    star_x, star_y = from_x.argmax(), from_y.argmax()
+    return Disagreement(float(from_x[star_x]), x[star_x], float(from_y[star_y]), y[star_y], x[nearest[star_y]])
 
 
 def auxiliary_point(difference: Disagreement, towards: np.ndarray, epsilon: float) -> tuple[np.ndarray, int]:
@@ -127,14 +130,17 @@ def move_nearest_edge(box: np.ndarray, point: np.ndarray, label: int) -> np.ndar
     return moved
 
 
-def _amended(prompts: Prompts, k: int, point: np.ndarray, label: int) -> Prompts:
-    """Prompt k of `prompts` with the auxiliary point added (points) or the nearest edge moved (boxes)."""
-    own = prompts.coordinates[k]
-    if prompts.labels is None:
-        box = move_nearest_edge(own.cpu().numpy(), point, label)
+def _amended(prompt: Prompts, difference: Disagreement, towards: np.ndarray, epsilon: float) -> Prompts:
+    """One prompt with the auxiliary point added, or for a box with the edge moved that lets in what is missing or leaves
+    out what spills.
+    """
+    own = prompt.coordinates[0]
+    point, label = auxiliary_point(difference, towards, epsilon)
+    if prompt.labels is None:
+        box = move_nearest_edge(own.cpu().numpy(), point if label else difference.back_at, label)
         return Prompts(torch.as_tensor(box, dtype=own.dtype, device=own.device)[None])
     extra = torch.as_tensor(point, dtype=own.dtype, device=own.device)[None]
-    labels = torch.cat([prompts.labels[k], prompts.labels.new_tensor([label])])
+    labels = torch.cat([prompt.labels[0], prompt.labels.new_tensor([label])])
     return Prompts(torch.cat([own, extra])[None], labels[None])
 
 
@@ -171,15 +177,14 @@ def refine(
             if difference is None or abs(difference.missing - difference.spill) <= how.sigma * voxel:
                 continue
             inside = centroid(regions[k] if how.align == "centroid" else carried[k]).cpu().numpy()
-            point, label = auxiliary_point(difference, inside, how.epsilon * voxel)
-            trials[k] = (_amended(amended[k], 0, point, label), difference.distance)
+            trials[k] = (_amended(amended[k], difference, inside, how.epsilon * voxel), difference.distance)
         active = []
         for k, (prompt, distance) in trials.items():
             index = torch.tensor([k], device=targets.device)
             trial = evaluate(segmenter, fixed, features, prompt, targets[index])
             region = fixed.to_image(trial.probability)
             after = disagreement(carried[k], region[0], align=how.align)
-            if after is None or after.distance >= distance or trial.match[0] < best.match[k]:
+            if after is None or after.distance >= distance:
                 continue
             amended[k] = prompt
             kept = trial if trial.prompts.kind == "box" else Inverse(best[index].prompts, *_measured(trial))

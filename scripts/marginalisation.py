@@ -61,7 +61,8 @@ def draw_transforms(how: Marginalisation, shape: Sequence[int], generator: torch
         draws = torch.rand(2, generator=generator).tolist()
         linear = torch.eye(dims)
         if how.kind in ("flip", "mixed"):
-            flips = [(j >> axis) & 1 for axis in range(dims)]  # 1, 2, 3, ...: each combination of axes once
+            combination = 1 + (j - 1) % (2**dims - 1)  # every combination of axes in turn, never none of them
+            flips = [(combination >> axis) & 1 for axis in range(dims)]
             linear = torch.diag(torch.tensor([-1.0 if flip else 1.0 for flip in flips])) @ linear
         if how.kind in ("rotation", "mixed"):
             angle = (how.angles[0] + draws[0] * (how.angles[1] - how.angles[0])) * pi / 180

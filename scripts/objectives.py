@@ -197,13 +197,16 @@ class LnccTerm(Term):
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         dims = points.shape[0]
-        # smooth_nr must be 0: otherwise a window that the map has emptied counts as a perfect match.
+        # smooth_nr must be 0: otherwise a window that the map has emptied counts as a perfect match. For the same reason
+        # windows that reach into MONAI's zero padding do not count.
         measure = LocalNormalizedCrossCorrelationLoss(
-            spatial_dims=dims, kernel_size=self.kernel, smooth_nr=0.0, smooth_dr=1e-5
+            spatial_dims=dims, kernel_size=self.kernel, smooth_nr=0.0, smooth_dr=1e-5, reduction="none"
         )
+        margin = self.kernel // 2
+        whole = (..., *(slice(margin, -margin) if n > self.kernel else slice(None) for n in points.shape[1:]))
         fixed = _Pyramid(scene.fixed.image, points).at(points)[None]
         moving = _Pyramid(scene.moving.image, points)
-        return lambda moved: 1 + measure(moving.at(moved)[None], fixed)
+        return lambda moved: 1 + measure(moving.at(moved)[None], fixed)[whole].mean()
 
 
 class MutualInformationTerm(Term):

@@ -38,7 +38,7 @@ class Inversion:
 
     Attributes:
         starts: where to start: "carried" (where the coarse prior carries the moving prompt's region) and "peak" (the
-            moving prompt itself, shifted to the peak of the similarity map; the paper's).
+            prompt, carried likewise and then shifted to the peak of the similarity map; the paper's).
         margins: sizes at which a carried box is tried, relative to the carried region.
         steps: Gauss-Newton steps at most (paper: 1).
         step_below: take steps only where the best start scores below this; 1 always steps (paper).
@@ -156,14 +156,17 @@ def starting_prompts(
     coordinates, index = [], []
     for k in range(len(prompts)):
         box = bounding_box(carried[k] > 0.5)
-        own = prompts.coordinates[k]
+        own = carried_prompts[k]
+        if prompts.kind == "box":
+            own = torch.stack([own.amin(0), own.amax(0)])  # axes of the two images may run against each other
+        counted = own if prompts.labels is None else own[prompts.labels[k] == 1]
         mine = []
         if "carried" in how.starts and prompts.kind == "box" and box is not None:
             mine += [scaled_boxes(box[None], margin)[0] for margin in how.margins]
         elif "carried" in how.starts:
-            mine.append(carried_prompts[k])
+            mine.append(own)
         if "peak" in how.starts or not mine:
-            mine.append(own + peak(similarities[k], fixed) - own.mean(0))
+            mine.append(own + peak(similarities[k], fixed) - counted.mean(0))
         coordinates += mine
         index += [k] * len(mine)
     chosen = torch.tensor(index, device=prompts.coordinates.device)

@@ -146,7 +146,8 @@ def stable_boxes(
     stability = intersection_over_union(first, second) * sharpness(decoded.logits) * decoded.quality.clamp(0, 1)
 
     share = second.flatten(1).float().mean(1)
-    plausible = (share > 0.5 * how.sizes[0] ** len(shape) * 0.5) & (share < 0.6)
+    # Neither specks (a quarter of the smallest box) nor the background.
+    plausible = (share > 0.25 * how.sizes[0] ** len(shape)) & (share < 0.6)
     final = _boxes_of(second, again, how.margin, embedding.image_shape).coordinates
     kept: list[int] = []
     covered = torch.zeros(prod(image.shape[1:]), device=device)

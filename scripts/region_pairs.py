@@ -103,7 +103,7 @@ def consensus_weights(
         residual = np.empty(n)
         for k in range(n):
             others = np.arange(n) != k
-            stiffness = how.smoothing / np.clip(prior * agreed, 1e-3, None)[others]
+            stiffness = how.smoothing / np.clip(prior * agreed, 1e-5, None)[others]
             # The spline's kernel r^2 log r is small on the unit square; points that coincide are kept apart by
             # smoothing.
             spline = RBFInterpolator(points[others], shifts[others], smoothing=stiffness * 1e-1, degree=1)

@@ -26,6 +26,7 @@ from scripts.segmenters.protocol import Embedding
 BOXES = Prompts(
     torch.tensor([[[60.0, 50.0], [150.0, 170.0]], [[20.0, 30.0], [90.0, 80.0]], [[5.0, 9.0], [199.0, 249.0]]])
 )
+PICTURES = [(200, 250, 0), (256, 256, 1)]
 POINTS = Prompts(torch.tensor([[[100.0, 110.0], [60.0, 200.0]]]), torch.tensor([[1, 0]]))
 
 
@@ -42,7 +43,7 @@ def model() -> LiteMedSAM:
 
 @pytest.fixture(scope="module")
 def embeddings(model: LiteMedSAM) -> list[Embedding]:
-    return model.encode([picture(200, 250), picture(256, 256, seed=1)])
+    return model.encode([picture(*which) for which in PICTURES])
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +74,21 @@ def upstream_decode(network: nn.Module, features: Tensor, prompts: Prompts) -> t
     return logits[:, 0], quality[:, 0]
 
 
-def test_the_network_is_that_of_the_wheel(model: LiteMedSAM, embeddings: list[Embedding], upstream: nn.Module) -> None:
-    inputs = torch.stack([model.prepare(image)[0] for image in (picture(200, 250), picture(256, 256, seed=1))])
+@pytest.mark.parametrize("n", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_network_is_that_of_the_wheel(
+    n: int, model: LiteMedSAM, embeddings: list[Embedding], upstream: nn.Module
+) -> None:
+    embedding = embeddings[n]  # both were encoded in one batch
     with torch.no_grad():
-        expected = upstream.image_encoder(inputs)
-    for embedding, features in zip(embeddings, expected, strict=True):
-        assert torch.allclose(embedding.features, features, atol=1e-4)
-        for prompts in (BOXES, POINTS):
-            logits, quality = upstream_decode(upstream, features, prompts.transformed(embedding.to_model))
-            decoded = model.decode(embedding, prompts)
-            assert decoded.logits.shape == (len(prompts), 256, 256)
-            assert logits.std() > 1
-            assert torch.allclose(decoded.logits, logits, atol=1e-3)
-            assert torch.allclose(decoded.quality, quality, atol=1e-3)
+        features = upstream.image_encoder(model.prepare(picture(*PICTURES[n]))[0][None])[0]
+    assert torch.allclose(embedding.features, features, atol=1e-4)
+    for prompts in (BOXES, POINTS):
+        logits, quality = upstream_decode(upstream, features, prompts.transformed(embedding.to_model))
+        decoded = model.decode(embedding, prompts)
+        assert decoded.logits.shape == (len(prompts), 256, 256)
+        assert logits.std() > 1
+        assert torch.allclose(decoded.logits, logits, atol=1e-3)
+        assert torch.allclose(decoded.quality, quality, atol=1e-3)
 
 
 def test_levels_go_from_shallow_to_deep(embeddings: list[Embedding]) -> None:
@@ -109,11 +112,11 @@ def test_jacobian_is_the_derivative(model: LiteMedSAM, embeddings: list[Embeddin
     assert jacobian.shape == (1, 4, 256, 256)
     for q in range(4):
         step = torch.zeros(4)
-        step[q] = 0.1
+        step[q] = 0.02  # larger ones see the curvature of the position encoding
         ahead, behind = (
             model.decode(embedding, box.at(box.coordinates + s * step.reshape(1, 2, 2))).logits for s in (1, -1)
         )
-        assert (jacobian[:, q] - (ahead - behind) / 0.2).norm() < 0.02 * jacobian[:, q].norm()
+        assert (jacobian[:, q] - (ahead - behind) / 0.04).norm() < 0.02 * jacobian[:, q].norm()
 
 
 @pytest.mark.parametrize("shape", [(200, 250), (700, 300), (64, 100)])
@@ -135,7 +138,7 @@ def test_prepare_takes_grey_and_constant_images(model: LiteMedSAM) -> None:
     grey = picture(100, 80)[:1]
     inputs, _, _ = model.prepare(grey)
     assert torch.equal(inputs[0], inputs[1]) and torch.equal(inputs[0], inputs[2])
-    assert torch.equal(model.prepare(100 - 3 * -grey)[0].isfinite(), torch.ones(3, 256, 256, dtype=torch.bool))
+    assert torch.allclose(model.prepare(3 * grey - 100)[0], inputs, atol=1e-4)  # units and offsets do not matter
     assert (model.prepare(torch.full((1, 50, 60), 7.0))[0] == 0).all()
 
 

@@ -69,7 +69,8 @@ class LiteMedSAM(PromptableSegmenter):
         to_model = scaling_about_corner(image.shape[1:], valid, device=image.device)
         small = resize_by_area(image.expand(3, *image.shape[1:]), valid)
         low, high = small.amin(), small.amax()
-        small = (small - low) / (high - low).clamp(min=1e-8)
+        rounding = 1e-5 * small.abs().amax() + 1e-8  # a constant image stays constant
+        small = (small - low) / (high - low).clamp(min=rounding)
         return F.pad(small, (0, SIZE - valid[1], 0, SIZE - valid[0])), to_model, valid
 
     def _encode(self, inputs: Tensor) -> list[Tensor]:
