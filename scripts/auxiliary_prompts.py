@@ -13,7 +13,8 @@ differ by more than sigma when one region has a part that the other lacks:
 
 The paper's printed cases and its sign of epsilon contradict this under the usual definition of the directed distance;
 the intent (missing -> positive, spill -> negative) decides. For a model that takes only boxes, the box edge nearest
-to x* moves out to it, or the edge at y* moves back to the moving contour. A step that does not bring the regions closer ends the search and is not kept.
+to x* moves out to it, or the edge at y* moves back to the moving contour. A step that does not bring the regions
+closer ends the search and is not kept.
 
 Distances are in pixels of an image whose longest side is `scale` pixels (1024 is SAM's input), so sigma and epsilon
 mean the same at any input size.
@@ -115,29 +116,30 @@ def auxiliary_point(difference: Disagreement, towards: np.ndarray, epsilon: floa
     return difference.spill_at, 0
 
 
-def move_nearest_edge(box: np.ndarray, point: np.ndarray, label: int) -> np.ndarray:
-    """The box `[2, D]` whose edge nearest to `point` is moved to it: outwards for label 1, inwards for label 0."""
+def move_nearest_edge(box: np.ndarray, point: np.ndarray, label: int, to: np.ndarray | None = None) -> np.ndarray:
+    """A box `[2, D]` with one edge moved.
+
+    Label 1 (missing): the edge that `point` lies furthest beyond moves out to it; a point inside the box moves nothing.
+    Label 0 (spill): the edge nearest to `point` moves to `to` (default: to the point itself).
+    """
     edges = [(side, axis) for side in (0, 1) for axis in range(box.shape[1])]
-    outwards = np.array([(point[a] - box[s, a]) * (1 if s else -1) for s, a in edges])
-    allowed = outwards > 0 if label else outwards < 0
-    if not allowed.any():
+    beyond = np.array([(point[a] - box[s, a]) * (1 if s else -1) for s, a in edges])
+    if label and beyond.max() <= 0:
         return box
-    # A missing point lies beyond the edge it is furthest out of; a spilling one near the edge it is least inside of.
-    choice = int(np.where(allowed, outwards, -np.inf).argmax())
-    side, axis = edges[choice]
+    side, axis = edges[int(beyond.argmax() if label else np.abs(beyond).argmin())]
     moved = box.copy()
-    moved[side, axis] = point[axis]
+    moved[side, axis] = (point if to is None else to)[axis]
     return moved
 
 
 def _amended(prompt: Prompts, difference: Disagreement, towards: np.ndarray, epsilon: float) -> Prompts:
-    """One prompt with the auxiliary point added, or for a box with the edge moved that lets in what is missing or leaves
-    out what spills.
+    """One prompt with the auxiliary point added, or for a box with the edge moved that lets in what is missing or
+    leaves out what spills.
     """
     own = prompt.coordinates[0]
     point, label = auxiliary_point(difference, towards, epsilon)
     if prompt.labels is None:
-        box = move_nearest_edge(own.cpu().numpy(), point if label else difference.back_at, label)
+        box = move_nearest_edge(own.cpu().numpy(), point, label, None if label else difference.back_at)
         return Prompts(torch.as_tensor(box, dtype=own.dtype, device=own.device)[None])
     extra = torch.as_tensor(point, dtype=own.dtype, device=own.device)[None]
     labels = torch.cat([prompt.labels[0], prompt.labels.new_tensor([label])])

@@ -21,6 +21,11 @@ def check_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device: unknown '{device}', expected e.g. 'cpu' or 'cuda:0'") from error
+    try:
+        if chosen.type != "cuda":
+            torch.empty(0, device=chosen).cpu()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise InputError(f"device: '{device}' cannot be used here; use 'cpu'") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device: '{device}' was asked for but {torch.cuda.device_count()} CUDA GPUs are visible; use 'cpu'"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .errors import InputError
 from .geometry import identity_points, transform_points
 from .objectives import Objective, Scene, bending_energy
 from .transformations import Affine, BSpline, Composite, Dense, Grid, Linear, Transformation, build
@@ -56,7 +57,14 @@ class Fit:
     affine_first: bool = True
 
     def __post_init__(self) -> None:
-        levels = [level if isinstance(level, Level) else Level(**level) for level in self.levels]
+        try:
+            levels = [level if isinstance(level, Level) else Level(**level) for level in self.levels]
+        except TypeError as error:
+            raise InputError(
+                f"fit: levels are {self.levels!r}, expected e.g. [{{'size': 64, 'controls': 16, 'steps': 40}}]"
+            ) from error
+        if not all(level.size > 1 and level.controls >= 0 and level.steps > 0 for level in levels):
+            raise InputError(f"fit: levels are {levels}, expected sizes above 1, controls from 0 and steps from 1 on")
         object.__setattr__(self, "levels", levels)
         build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work
 
@@ -140,7 +148,7 @@ def _fit_level(
     scale = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, grid.shape, strict=True)]).to(points)
     scale = scale.reshape(-1, *[1] * (points.ndim - 1))
     per_unit = grid.voxels_per_unit(points.device)
-    loss = objective.prepare(scene, points)
+    loss = objective.prepare(scene, points, level.controls)
     active = _parameters(transformation, deform=level.controls > 0)
     optimiser = torch.optim.Adam(
         [{"params": [p], "lr": fit.step / max(1, level.controls if free else 4)} for p, free in active],

@@ -19,6 +19,14 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     return chain
 
 
+def _is_users(error: BaseException) -> bool:
+    """Whether the user can mend it: wrong input, or an override that names an option which does not exist."""
+    # By name: MONAI Label and the tests import this module more than once.
+    return type(error).__name__ == InputError.__name__ or (
+        isinstance(error, TypeError) and "__init__() got an unexpected keyword argument" in str(error)
+    )
+
+
 def one_line_errors() -> None:
     """From now on an uncaught `InputError` ends the process with its message alone instead of a traceback.
 
@@ -28,7 +36,7 @@ def one_line_errors() -> None:
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        wrong = next((e for e in _chain(error) if type(e).__name__ == InputError.__name__), None)
+        wrong = next((e for e in _chain(error) if _is_users(e)), None)
         if wrong is None:
             usual(kind, error, traceback)
         else:

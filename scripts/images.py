@@ -50,6 +50,7 @@ def read_image(path: str | Path, *, name: str) -> tuple[Tensor, ImageInfo]:
         InputError: no such file, unknown format, damaged, too small, not 2-D or 3-D, constant, not finite, or no
             usable grid.
     """
+    _check_path(path, name)
     with _told(name, path):
         array, affine, suffix = _load(Path(path), labels=False)
         image = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
@@ -66,6 +67,7 @@ def read_label(path: str | Path, *, name: str, shape: Sequence[int]) -> Tensor:
     Raises:
         InputError: as `read_image`, or not of `shape`, in colour, or with values that are no integers.
     """
+    _check_path(path, name)
     with _told(name, path):
         array, _, _ = _load(Path(path), labels=True)
         if len(array) != 1:
@@ -92,6 +94,11 @@ def nifti_image(values: np.ndarray, affine: Tensor) -> nib.Nifti1Image:
     image = nib.Nifti1Image(values, full)
     image.header.set_xyzt_units("mm")
     return image
+
+
+def _check_path(path: object, name: str) -> None:
+    if not isinstance(path, str | Path):
+        raise InputError(f"{name}: {path!r} is no path; give the path of an image")
 
 
 @contextmanager

@@ -7,7 +7,6 @@ Registers a moving image to a fixed one by corresponding prompts (Huang et al., 
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +31,6 @@ from .registration import RegionPairs, Registration
 from .request import PairRequest
 from .segmenters.protocol import Embedding, Metered, Segmenter
 from .transformations import Grid
-
-logger = logging.getLogger(__name__)
 
 
 class PromptRegInferer(Inferer):
@@ -67,7 +64,7 @@ class PromptRegInferer(Inferer):
         super().__init__()
         if start not in ("prior", "identity"):
             raise InputError(f"start: unknown '{start}', expected 'prior' or 'identity'")
-        if not isinstance(seed, int) or seed < 0:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise InputError(f"seed: {seed!r} is no whole number from 0 on")
         self.sampling, self.method, self.seed = sampling, method, seed
         self.prior_objective, self.prior_fit = prior_objective, prior_fit
@@ -93,36 +90,36 @@ class PromptRegInferer(Inferer):
     @torch.no_grad()
     def register(self, request: PairRequest, network: Segmenter) -> Registration:
         """Register a pair; see `Registration` for what comes back."""
-        clock = Clock(self.progress)
+        self._check(request, network)
         segmenter = Metered(network)
         grid = Grid(tuple(request.fixed.shape[1:]), request.fixed_info.spacing)
         to_moving = request.to_moving(self.prealignment)
         generator = torch.Generator().manual_seed(self.seed)
 
-        with clock("encode both images"):
-            fixed, moving = segmenter.encode([request.fixed, request.moving])
-        with clock("coarse prior"):
-            scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
-            coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
-            prior = Prior(coarse(grid), coarse.inverse(grid), to_moving)
-        with clock("prompts on the moving image"):
-            given = request.prompts or sample_prompts(
-                segmenter, moving, request.moving, self.sampling, generator, request.moving_label
-            )
-            prompts = understood(segmenter, moving, given, self.sampling)
-        with clock("corresponding prompts"):
-            found = correspond(segmenter, request.moving, moving, fixed, prompts, prior, self.method, generator)
-            pairs = pair_up(found, prompts, given, to_moving, self.method.trust)
-        with clock("dense correspondence"):
-            scene = Scene(
-                replace(scene.fixed, regions=pairs.fixed_regions),
-                replace(scene.moving, regions=pairs.moving_regions),
-                pairs.confidence,
-            )
-            initial = coarse if self.start == "prior" else None
-            transformation = fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=initial)
-            ddf, inverse = transformation(grid), transformation.inverse(grid)
-        clock.close()
+        with Clock(self.progress) as clock:
+            with clock("encode both images"):
+                fixed, moving = segmenter.encode([request.fixed, request.moving])
+            with clock("coarse prior"):
+                scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
+                coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
+                prior = Prior(coarse(grid), coarse.inverse(grid), to_moving)
+            with clock("prompts on the moving image"):
+                given = request.prompts or sample_prompts(
+                    segmenter, moving, request.moving, self.sampling, generator, request.moving_label
+                )
+                prompts = understood(segmenter, moving, given, self.sampling)
+            with clock("corresponding prompts"):
+                found = correspond(segmenter, request.moving, moving, fixed, prompts, prior, self.method, generator)
+                pairs = pair_up(found, prompts, given, to_moving, self.method.trust)
+            with clock("dense correspondence"):
+                scene = Scene(
+                    replace(scene.fixed, regions=pairs.fixed_regions),
+                    replace(scene.moving, regions=pairs.moving_regions),
+                    pairs.confidence,
+                )
+                initial = coarse if self.start == "prior" else None
+                transformation = fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=initial)
+                ddf, inverse = transformation(grid), transformation.inverse(grid)
         return Registration(
             fixed=request.fixed,
             moving=request.moving,
@@ -138,6 +135,16 @@ class PromptRegInferer(Inferer):
             counts=segmenter.counts,
             settings=self.settings(network),
         )
+
+    def _check(self, request: PairRequest, network: Segmenter) -> None:
+        dims = request.fixed.ndim - 1
+        if dims != network.spec.dims:
+            raise InputError(
+                f"fixed_image, moving_image: have {dims} axes, but {network.spec.name} segments images of "
+                f"{network.spec.dims}; give {network.spec.dims}-D images"
+            )
+        if request.prompts is None:
+            self.sampling.check_label(request.moving_label)
 
     def settings(self, network: Segmenter) -> dict[str, Any]:
         """What this inferer does, JSON-able, for `run.json`."""
@@ -184,6 +191,13 @@ class Clock:
             total=self.STAGES, disable=not progress, bar_format="{desc:<28} |{bar:30}| {elapsed}", file=sys.stderr
         )
 
+    def __enter__(self) -> Clock:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._bar.set_description("stopped" if any(failure) else "registered")
+        self._bar.close()
+
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         self._bar.set_description(stage)
@@ -191,9 +205,3 @@ class Clock:
         yield
         self.seconds[stage] = perf_counter() - began
         self._bar.update()
-        logger.debug("%s: %.2f s", stage, self.seconds[stage])
-
-    def close(self) -> None:
-        """Finish the bar."""
-        self._bar.set_description("registered")
-        self._bar.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from monai.losses import GlobalMutualInformationLoss, LocalNormalizedCrossCorrelationLoss
@@ -67,10 +68,16 @@ class Term(ABC):
 
     Args:
         weight: factor in the sum.
+        controls: fewest and most control intervals of the levels where the term takes part (0 is the affine alone).
+            Regions say little about detail and intensities mislead before things are near.
     """
 
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
+    def __init__(self, weight: float = 1.0, controls: tuple[float, float] = (0, inf)) -> None:
+        self.weight, self.controls = weight, tuple(controls)
+
+    def takes_part(self, controls: int) -> bool:
+        """Whether a level with so many control intervals uses the term."""
+        return self.weight != 0 and self.controls[0] <= controls <= self.controls[1]
 
     @abstractmethod
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
@@ -98,12 +105,12 @@ class RoiTerm(Term):
     """Disagreement of paired regions, weighted by confidence: sum_k c_k L(R^y_k, T(R^x_k)) / sum_k c_k (Sec. 2).
 
     Args:
-        weight: factor in the sum.
+        weight, controls: see `Term`.
         loss: "dice" (1 - soft Dice, as the paper) or "squared" (mean squared error over the union).
     """
 
-    def __init__(self, weight: float = 1.0, loss: str = "dice") -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float = 1.0, controls: tuple[float, float] = (0, inf), loss: str = "dice") -> None:
+        super().__init__(weight, controls)
         if loss not in ("dice", "squared"):
             raise InputError(f"objective: the roi term has no loss '{loss}', expected 'dice' or 'squared'")
         self.loss = loss
@@ -147,16 +154,21 @@ class FeatureTerm(Term):
     """1 - mean cosine between the segmenter's features, each image's centred on its own mean.
 
     Args:
-        weight: factor in the sum.
+        weight, controls: see `Term`.
         levels: which feature grids of the encoder, counted as in `Embedding.levels`; their cosines are averaged.
         components: principal components kept of each grid (fewer are faster and less noisy).
         centre: subtract each image's mean feature first.
     """
 
     def __init__(
-        self, weight: float = 1.0, levels: tuple[int, ...] = (-1,), components: int = 32, centre: bool = True
+        self,
+        weight: float = 1.0,
+        controls: tuple[float, float] = (0, inf),
+        levels: tuple[int, ...] = (-1,),
+        components: int = 32,
+        centre: bool = True,
     ) -> None:
-        super().__init__(weight)
+        super().__init__(weight, controls)
         self.levels, self.components, self.centre = tuple(levels), components, centre
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
@@ -187,18 +199,18 @@ class LnccTerm(Term):
     """1 - local normalised cross-correlation of the grey values (MONAI's loss).
 
     Args:
-        weight: factor in the sum.
+        weight, controls: see `Term`.
         kernel: window side in voxels of the sampling grid.
     """
 
-    def __init__(self, weight: float = 1.0, kernel: int = 9) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float = 1.0, controls: tuple[float, float] = (0, inf), kernel: int = 9) -> None:
+        super().__init__(weight, controls)
         self.kernel = kernel
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         dims = points.shape[0]
-        # smooth_nr must be 0: otherwise a window that the map has emptied counts as a perfect match. For the same reason
-        # windows that reach into MONAI's zero padding do not count.
+        # smooth_nr must be 0: otherwise a window that the map has emptied counts as a perfect match. For the same
+        # reason windows that reach into MONAI's zero padding do not count.
         measure = LocalNormalizedCrossCorrelationLoss(
             spatial_dims=dims, kernel_size=self.kernel, smooth_nr=0.0, smooth_dr=1e-5, reduction="none"
         )
@@ -213,12 +225,12 @@ class MutualInformationTerm(Term):
     """1 - global mutual information of the grey values in units of log(bins) (MONAI's loss).
 
     Args:
-        weight: factor in the sum.
+        weight, controls: see `Term`.
         bins: number of histogram bins.
     """
 
-    def __init__(self, weight: float = 1.0, bins: int = 32) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float = 1.0, controls: tuple[float, float] = (0, inf), bins: int = 32) -> None:
+        super().__init__(weight, controls)
         self.bins = bins
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
@@ -249,6 +261,10 @@ class Objective:
     _terms: list[Term] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not self.terms or not all(isinstance(entry, dict) for entry in self.terms):
+            raise InputError(
+                f"objective: terms are {self.terms!r}, expected a list such as [{{'term': 'roi', 'weight': 1.0}}]"
+            )
         self._terms = [self._build(dict(entry)) for entry in self.terms]
 
     @staticmethod
@@ -266,9 +282,15 @@ class Objective:
         """Names of the terms, for reports."""
         return [entry["term"] for entry in self.terms]
 
-    def prepare(self, scene: Scene, points: Tensor) -> Loss:
-        """The weighted sum on one sampling grid; see `Term.prepare`."""
-        losses = [(term.weight, term.prepare(scene, points)) for term in self._terms if term.weight]
+    def prepare(self, scene: Scene, points: Tensor, controls: int = 0) -> Loss:
+        """The weighted sum on one sampling grid at a level with so many control intervals; see `Term.prepare`.
+
+        Raises:
+            InputError: when no term takes part in this level.
+        """
+        losses = [(term.weight, term.prepare(scene, points)) for term in self._terms if term.takes_part(controls)]
+        if not losses:
+            raise InputError(f"objective: no term takes part in a level with {controls} control intervals")
 
         def total(moved: Tensor) -> Tensor:
             return torch.stack([weight * loss(moved) for weight, loss in losses]).sum()

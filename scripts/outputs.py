@@ -80,6 +80,8 @@ def check_writable(folder: str | Path, *, name: str = "output_dir") -> None:
     Raises:
         InputError: `folder` is a file, or cannot be made or written to.
     """
+    if not folder:
+        raise InputError(f"{name}: none given; expected the path of a folder")
     folder = Path(folder)
     try:
         missing = _missing(folder)
@@ -224,17 +226,17 @@ def _prompt(prompts: Prompts, k: int, info: ImageInfo) -> dict[str, Any]:
 
 
 def _write_json(path: Path, record: Any) -> None:
-    path.write_text(json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The same in what JSON knows: tensors as lists, numbers to 6 digits, null for what is not finite."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)

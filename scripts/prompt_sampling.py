@@ -49,8 +49,15 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.how not in WAYS:
             raise InputError(f"sampling: unknown way '{self.how}', expected one of {list(WAYS)}")
-        if self.count < 1:
+        if not isinstance(self.count, int) or self.count < 1:
             raise InputError(f"sampling: count is {self.count}, expected at least 1")
+
+    def check_label(self, label: Tensor | None) -> None:
+        """Raise `InputError` when this way of sampling needs a label map and there is none, or an empty one."""
+        if self.how in ("inside", "outside") and (label is None or not (label > 0).any()):
+            raise InputError(
+                f"sampling: '{self.how}' needs a moving label map with at least one label; give moving_label"
+            )
 
 
 def foreground(image: Tensor) -> Tensor:
@@ -111,11 +118,8 @@ def sample_prompts(
     if how.how == "stable":
         return stable_boxes(segmenter, embedding, image, how, generator)
     allowed = foreground(image)
-    if how.how in ("inside", "outside"):
-        if label is None or not (label > 0).any():
-            raise InputError(
-                f"sampling: '{how.how}' needs a moving label map with at least one label; give moving_label"
-            )
+    how.check_label(label)
+    if label is not None and how.how in ("inside", "outside"):
         allowed = label > 0 if how.how == "inside" else allowed & (label == 0)
     points = _grid_points(allowed, how.count) if how.how == "grid" else _draw(allowed, how.count, generator)
     return [

@@ -174,7 +174,7 @@ def _points(raw: Any, dims: int, name: str) -> Tensor:
 
 def _labels(raw: Any, count: int, name: str) -> Tensor:
     labels = [1] * count if raw is None else raw
-    if not isinstance(labels, Sequence) or len(labels) != count or not set(labels) <= {0, 1}:
+    if not isinstance(labels, Sequence) or len(labels) != count or any(label not in (0, 1) for label in labels):
         raise InputError(
             f"{name}: labels are {raw!r}; expected one of 1 (inside) or 0 (outside) for each of {count} points"
         )
@@ -193,6 +193,8 @@ def _check_inside(points: Tensor, shape: tuple[int, ...], name: str) -> None:
 
 def _from_mask(entry: dict[str, Any], mask: Tensor, name: str) -> list[GivenPrompt]:
     present = [int(v) for v in mask.unique() if v != 0]
+    if not isinstance(entry.get("label", 1), int):
+        raise InputError(f"{name}: label is {entry['label']!r}, expected a whole number")
     wanted = [int(entry["label"])] if "label" in entry else present
     if not present or not set(wanted) <= set(present):
         raise InputError(f"{name}: the mask {entry['mask']} has the labels {present}, but {wanted or 'one'} is needed")

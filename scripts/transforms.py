@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .images import read_image, read_label
-from .outputs import prompts_record
+from .outputs import plain, prompts_record
 from .prompts import GivenPrompt, given_prompts, read_given
 from .request import PairRequest
 
@@ -105,7 +105,7 @@ class ResultToDictd(MapTransform):
             "folding_percent": registration.folding_percent,
             "seconds": registration.seconds,
         }
-        return {**data, "result": result}
+        return {**data, "result": plain(result)}
 
 
 def collate_pair(batch: list[dict[Hashable, Any]]) -> dict[Hashable, Any]:

@@ -6,7 +6,6 @@ verified.
 from __future__ import annotations
 
 import hashlib
-import pickle
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint: there is no file {file}")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # the unpickler raises anything on a file that is none
         raise InputError(
             f"checkpoint: {file} cannot be read as a file of weights; expected a PyTorch state dict"
         ) from error

@@ -69,8 +69,8 @@ class LiteMedSAM(PromptableSegmenter):
         to_model = scaling_about_corner(image.shape[1:], valid, device=image.device)
         small = resize_by_area(image.expand(3, *image.shape[1:]), valid)
         low, high = small.amin(), small.amax()
-        rounding = 1e-5 * small.abs().amax() + 1e-8  # a constant image stays constant
-        small = (small - low) / (high - low).clamp(min=rounding)
+        rounding = 1e-5 * small.abs().amax()  # what a constant image varies by after resampling
+        small = torch.where(high - low > rounding, (small - low) / (high - low).clamp(min=1e-8), 0.0)
         return F.pad(small, (0, SIZE - valid[1], 0, SIZE - valid[0])), to_model, valid
 
     def _encode(self, inputs: Tensor) -> list[Tensor]:

@@ -17,9 +17,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..geometry import identity_points, sample, scaling_about_corner, transform_points
 from ..prompts import Prompts
 
+PRECISIONS = ("float32", "bfloat16", "float16")
 Logits = Callable[[Tensor], Tensor]
 
 
@@ -146,6 +148,10 @@ class PromptableSegmenter(nn.Module, ABC):
 
     def __init__(self, chunk: int = 8, precision: str = "float32") -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise InputError(f"precision: unknown '{precision}', expected one of {list(PRECISIONS)}")
+        if chunk < 1:
+            raise InputError(f"chunk: {chunk} prompts at once, expected at least 1")
         self.chunk = chunk
         self.precision: torch.dtype = getattr(torch, precision)
 
@@ -204,7 +210,8 @@ class PromptableSegmenter(nn.Module, ABC):
         """Logits and their derivative by every prompt coordinate.
 
         Forward mode where the model allows it (one primal pass, then one tangent pass per coordinate: about `1 + P * D`
-        decodes per prompt), else central differences (`1 + 2 * P * D`) with steps of a tenth of a voxel of the model input.
+        decodes per prompt), else central differences (`1 + 2 * P * D`) with steps of a tenth of a voxel of the model
+        input.
 
         Returns:
             logits `[N, *mask]` and derivatives `[N, P * D, *mask]` per voxel of the image.
