@@ -22,7 +22,7 @@ mean the same at any input size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .geometry import centroid
-from .prompt_inversion import Inverse, evaluate
+from .prompt_inversion import Inverse, clamp_to_image, evaluate
 from .prompts import Prompts
 from .segmenters.protocol import Embedding, Segmenter
 
@@ -92,7 +92,7 @@ def disagreement(moving: Tensor, fixed: Tensor, *, align: str = "none") -> Disag
     """Directed Hausdorff distances of two regions on one grid, `[*S]` probabilities; None when either is empty."""
     shift = np.zeros(fixed.ndim)
     if align == "centroid":
-        shift = (centroid(fixed) - centroid(moving)).cpu().numpy()
+        shift = (centroid((fixed > 0.5).float()) - centroid((moving > 0.5).float())).cpu().numpy()
     x, y = (contour((region > 0.5).cpu().numpy()) for region in (moving, fixed))
     if not len(x) or not len(y):
         return None
@@ -112,7 +112,7 @@ def auxiliary_point(difference: Disagreement, towards: np.ndarray, epsilon: floa
     """
     if difference.missing > difference.spill:
         inwards = towards - difference.at
-        return difference.at + epsilon * inwards / max(float(np.linalg.norm(inwards)), 1e-6), 1
+        return difference.at + inwards * min(1.0, epsilon / max(float(np.linalg.norm(inwards)), 1e-6)), 1
     return difference.spill_at, 0
 
 
@@ -140,7 +140,7 @@ def _amended(prompt: Prompts, difference: Disagreement, towards: np.ndarray, eps
     point, label = auxiliary_point(difference, towards, epsilon)
     if prompt.labels is None:
         box = move_nearest_edge(own.cpu().numpy(), point, label, None if label else difference.back_at)
-        return Prompts(torch.as_tensor(box, dtype=own.dtype, device=own.device)[None])
+        return Prompts(torch.as_tensor(np.sort(box, axis=0), dtype=own.dtype, device=own.device)[None])
     extra = torch.as_tensor(point, dtype=own.dtype, device=own.device)[None]
     labels = torch.cat([prompt.labels[0], prompt.labels.new_tensor([label])])
     return Prompts(torch.cat([own, extra])[None], labels[None])
@@ -155,7 +155,7 @@ def refine(
     inverse: Inverse,
     how: Auxiliary,
 ) -> Inverse:
-    """Add auxiliary prompts to each of K inverse prompts; regions come out no worse than they went in.
+    """Add auxiliary prompts to each of K inverse prompts; no region ends further (Hausdorff) from its moving region.
 
     Args:
         segmenter: the model.
@@ -179,21 +179,21 @@ def refine(
             if difference is None or abs(difference.missing - difference.spill) <= how.sigma * voxel:
                 continue
             inside = centroid(regions[k] if how.align == "centroid" else carried[k]).cpu().numpy()
-            trials[k] = (_amended(amended[k], difference, inside, how.epsilon * voxel), difference.distance)
+            trial = _amended(amended[k], difference, inside, how.epsilon * voxel)
+            trial = clamp_to_image(trial, fixed.image_shape)
+            if trial.coordinates.equal(amended[k].coordinates):
+                continue  # no edge of the box can help
+            trials[k] = (trial, difference.distance)
         active = []
         for k, (prompt, distance) in trials.items():
             index = torch.tensor([k], device=targets.device)
-            trial = evaluate(segmenter, fixed, features, prompt, targets[index])
-            region = fixed.to_image(trial.probability)
+            asked = evaluate(segmenter, fixed, features, prompt, targets[index])
+            region = fixed.to_image(asked.probability)
             after = disagreement(carried[k], region[0], align=how.align)
             if after is None or after.distance >= distance:
                 continue
             amended[k] = prompt
-            kept = trial if trial.prompts.kind == "box" else Inverse(best[index].prompts, *_measured(trial))
+            kept = asked if prompt.kind == "box" else replace(asked, prompts=best[index].prompts)
             best, regions = best.replaced(index, kept), regions.index_copy(0, index, region)
             active.append(k)
     return best
-
-
-def _measured(inverse: Inverse) -> tuple[Tensor, Tensor, Tensor]:
-    return inverse.probability, inverse.quality, inverse.match

@@ -12,7 +12,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -87,8 +87,7 @@ def correspondence(data: str, overlays: list[str] | None = None, **overrides: An
     fixed image lies in the fixed structure.
     """
     inferer, network = configured(overlays, overrides)
-    # The dense fit does not change the prompts, so it is left out.
-    object.__setattr__(inferer.fit, "levels", [])
+    inferer.fit = replace(inferer.fit, levels=[])  # the dense fit does not change the prompts
     for name in SETS:
         rows = []
         for pair in pairs_of(Path(data), name, both_directions=True):
@@ -98,8 +97,7 @@ def correspondence(data: str, overlays: list[str] | None = None, **overrides: An
                 if box is None:
                     continue
                 given = [GivenPrompt(str(label), box, None)]
-                request = PairRequest(**{**vars(pair.request), "prompts": given})
-                found = inferer.register(request, network).pairs
+                found = inferer.register(replace(pair.request, prompts=given), network).pairs
                 centre = found.fixed_prompts.coordinates[0].mean(0).round().long()
                 dice = float(soft_dice((found.fixed_regions > 0.5).float(), target[None].float()))
                 own = float(soft_dice((found.moving_regions > 0.5).float(), source[None].float()))

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from .auxiliary_prompts import Auxiliary, refine
-from .geometry import bounding_box, identity_points, sample, transform_points, warp
-from .marginalisation import Marginalisation, draw_transforms, map_back, transform_image, transform_prompts
+from .geometry import bounding_box, box_corners, identity_points, sample, transform_points, warp
+from .marginalisation import (
+    Marginalisation,
+    average,
+    draw_transforms,
+    map_back,
+    transform_image,
+    transform_prompts,
+    views_seen,
+)
 from .prompt_inversion import Inverse, Inversion, invert_prompts, starting_prompts
 from .prompts import GivenPrompt, Prompts
-from .prototypes import area_weights, centred_features, prototype, similarity
+from .prototypes import centred_features, prototype, region_weights, similarity
 from .region_pairs import Trust, backward_consistency, confidence, consensus_weights, region_centres, soft_dice
 from .registration import RegionPairs
 from .segmenters.protocol import Embedding, Segmenter
@@ -61,6 +69,13 @@ class Prior:
         start = transform_points(torch.linalg.inv(self.to_moving), points.movedim(-1, 0))
         return (start + sample(self.inverse, start.flatten(1), padding="border").reshape(start.shape)).movedim(0, -1)
 
+    def carry_prompts(self, prompts: Prompts) -> Prompts:
+        """Prompts of the moving image on the fixed one; a box becomes the box around its carried corners."""
+        if prompts.kind == "point":
+            return prompts.at(self.carry_points(prompts.coordinates))
+        corners = self.carry_points(box_corners(prompts.coordinates))
+        return prompts.at(torch.stack([corners.amin(1), corners.amax(1)], dim=1))
+
 
 @dataclass(frozen=True)
 class Found:
@@ -102,7 +117,9 @@ def correspond(
         K regions on either side, the prompts found on the fixed image and the cues of confidence.
     """
     features = {side: centred_features(e, centre=method.centre) for side, e in (("x", moving), ("y", fixed))}
-    transforms = draw_transforms(method.marginalisation, moving.image_shape, generator)
+    transforms = [
+        m.to(moving_image.device) for m in draw_transforms(method.marginalisation, moving.image_shape, generator)
+    ]
     turned = [transform_image(moving_image, matrix) for matrix in transforms[1:]]
     views = [moving, *(segmenter.encode(turned) if turned else [])]
     results: list[_Result] = []
@@ -114,14 +131,17 @@ def correspond(
             regions = map_back(view.to_image(segmenter.decode(view, seen).logits.sigmoid()), matrix)
         results.append(_invert(segmenter, regions, moving, fixed, features, prompts, prior, method))
 
-    # Maps and cues are averaged over the views (Sec. 3.2); the prompt that is shown is the best view's.
-    best = torch.stack([confidence(result.cues) for result in results]).argmax(0)
+    # Averages over the views that saw the prompt, and where they saw (Sec. 3.2); the shown prompt is the best view's.
+    asked, shown = views_seen(prompts, transforms, moving.image_shape)
+    per_map = asked.reshape(*asked.shape, *[1] * (moving_image.ndim - 1))
+    best = (torch.stack([confidence(result.cues) for result in results]) * asked).argmax(0)
     coordinates = torch.stack([result.inverse.prompts.coordinates for result in results])
+    fixed_regions = torch.stack([fixed.to_image(result.inverse.probability) for result in results])
     return Found(
-        moving_regions=torch.stack([result.moving_regions for result in results]).mean(0),
-        fixed_regions=torch.stack([fixed.to_image(result.inverse.probability) for result in results]).mean(0),
+        moving_regions=average(torch.stack([r.moving_regions for r in results]), per_map * shown[:, None]),
+        fixed_regions=average(fixed_regions, per_map),
         prompts=results[0].inverse.prompts.at(coordinates[best, torch.arange(len(prompts), device=best.device)]),
-        cues={name: torch.stack([result.cues[name] for result in results]).mean(0) for name in results[0].cues},
+        cues={name: average(torch.stack([r.cues[name] for r in results]), asked) for name in results[0].cues},
     )
 
 
@@ -145,7 +165,7 @@ def _invert(
     method: Method,
 ) -> _Result:
     """Prototype, similarity, inverse prompt and auxiliary prompts for K moving regions `[K, *M]`."""
-    weights = area_weights(on_model_input(regions, moving), tuple(features["x"].shape[1:]))
+    weights = region_weights(moving, on_model_input(regions, moving))
     targets = prototype(features["x"], weights)
     similarities = similarity(features["y"], targets)
     carried = prior.carry_maps(regions)
@@ -154,13 +174,12 @@ def _invert(
         agreement = soft_dice(fixed.to_image(candidates.probability), carried[index])
         return confidence({"match": candidates.match, "agreement": agreement, "quality": candidates.quality})
 
-    carried_points = prior.carry_points(prompts.coordinates)
-    starts, index = starting_prompts(prompts, carried, carried_points, similarities, fixed, method.inversion)
+    starts, index = starting_prompts(prior.carry_prompts(prompts), carried, similarities, fixed, method.inversion)
     reach = method.inversion.reach * _extents(carried)
     inverse = invert_prompts(segmenter, fixed, features["y"], targets, starts, index, rating, method.inversion, reach)
     inverse = refine(segmenter, fixed, features["y"], targets, carried, inverse, method.auxiliary)
 
-    found = prototype(features["y"], area_weights(inverse.probability, tuple(features["y"].shape[1:])))
+    found = prototype(features["y"], region_weights(fixed, inverse.probability))
     cues = {
         "match": inverse.match,
         "agreement": soft_dice(fixed.to_image(inverse.probability), carried),
@@ -171,10 +190,9 @@ def _invert(
 
 
 def on_model_input(regions: Tensor, embedding: Embedding) -> Tensor:
-    """Maps `[N, *image]` resampled to the model input's voxels `[N, *input]`, zero in the padding."""
+    """Maps `[N, *image]` resampled to the model input's voxels `[N, *input]`."""
     points = identity_points(embedding.input_size, device=regions.device)
-    maps = sample(regions, transform_points(torch.linalg.inv(embedding.to_model), points), padding="border")
-    return maps * embedding.inside(embedding.input_size)
+    return sample(regions, transform_points(torch.linalg.inv(embedding.to_model), points), padding="border")
 
 
 def _extents(regions: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -80,27 +80,31 @@ def level_points(grid: Grid, fixed: Grid, device: torch.device) -> Tensor:
 
 
 def start(fit: Fit, fixed: Grid, device: torch.device, prior: Transformation | None = None) -> Transformation:
-    """Where a fit starts: the identity of the kind that `fit` names, or as near to `prior` as that kind allows.
+    """Where a fit starts: the identity of the kind that `fit` names, or the prior.
 
-    A B-spline or a dense displacement approximates any prior. Every other kind continues a prior of its own kind only
-    and starts at the identity otherwise.
+    A B-spline or a dense displacement approximates any prior; every other kind continues a prior of its own kind (a
+    rigid or affine map its global part) and starts at the identity otherwise.
     """
     controls = next((level.controls for level in fit.levels if level.controls), 4)
     kind = build(fit.kind, fixed, controls).to(device)
-    if isinstance(kind, Linear):
-        return deepcopy(prior) if type(prior) is type(kind) else kind
-    transformation = Composite(Affine(len(fixed.shape)).to(device), kind) if fit.affine_first else kind
-    if prior is not None and _free_kind(prior) is type(kind):
+    rides = fit.affine_first and not isinstance(kind, Linear)
+    transformation = Composite(Affine(len(fixed.shape)).to(device), kind) if rides else kind
+    if prior is None:
+        return transformation
+    if isinstance(kind, Linear) and isinstance(prior, Composite):
+        prior = prior.outer  # a global map continues the global part
+    if _kinds(prior) == _kinds(transformation):
         return deepcopy(prior)
-    if prior is not None and isinstance(kind, BSpline | Dense):
+    if isinstance(kind, BSpline | Dense):
         kind.approximate(prior(fixed), fixed)
-    elif prior is not None:
+    else:
         logger.warning("start: a fit of kind '%s' cannot continue the prior; it starts at the identity", fit.kind)
     return transformation
 
 
-def _free_kind(transformation: Transformation) -> type[Transformation]:
-    return type(transformation.inner) if isinstance(transformation, Composite) else type(transformation)
+def _kinds(transformation: Transformation) -> list[type]:
+    parts = [transformation.outer, transformation.inner] if isinstance(transformation, Composite) else [transformation]
+    return [type(part) for part in parts]
 
 
 def fit_transformation(
@@ -126,6 +130,7 @@ def fit_transformation(
         the fitted transformation, parameters detached from the graph.
     """
     device = scene.fixed.image.device
+    scene = replace(scene, to_moving=to_moving)
     transformation = start(fit, fixed, device, initial)
     for level in fit.levels:
         if level.controls:
@@ -154,7 +159,7 @@ def _fit_level(
         [{"params": [p], "lr": fit.step / max(1, level.controls if free else 4)} for p, free in active],
         betas=(0.9, 0.99),
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, level.steps, eta_min=fit.step / 100)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, level.steps)
     with torch.enable_grad():
         for _ in range(level.steps):
             optimiser.zero_grad()

@@ -33,7 +33,7 @@ def example(size: int = 384, displacement: float = 0.04, seed: int = 0) -> tuple
 
     Args:
         size: side of the square images, pixels.
-        displacement: largest true displacement relative to the side.
+        displacement: largest velocity of the warp relative to the side (about its largest displacement).
         seed: of the warp.
 
     Returns:

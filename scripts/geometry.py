@@ -137,6 +137,13 @@ def bounding_box(mask: Tensor) -> Tensor | None:
     return torch.stack([points.amin(0), points.amax(0)]) if len(points) else None
 
 
+def box_corners(boxes: Tensor) -> Tensor:
+    """All corners `[N, 2^D, D]` of boxes `[N, 2, D]`: a rotated box needs more than two of them."""
+    dims = boxes.shape[-1]
+    choices = torch.cartesian_prod(*[torch.arange(2, device=boxes.device)] * dims)  # [2^D, D]
+    return torch.stack([boxes[:, choices[:, axis], axis] for axis in range(dims)], dim=-1)
+
+
 def centroid(weights: Tensor) -> Tensor:
     """Centre of mass `[D]` in voxels of non-negative weights `[*S]`."""
     points = identity_points(weights.shape, device=weights.device)

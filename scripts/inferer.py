@@ -25,6 +25,7 @@ from .correspondence import Fit, fit_transformation
 from .errors import InputError
 from .geometry import folding_percent, warp
 from .objectives import Objective, Scene, View
+from .prompt_inversion import clamp_to_image
 from .prompt_sampling import Sampling, promote_clicks, sample_prompts
 from .prompts import GivenPrompt, Prompts, batched
 from .registration import RegionPairs, Registration
@@ -42,9 +43,9 @@ class PromptRegInferer(Inferer):
         prior_objective, prior_fit: the coarse prior, a fit without region pairs.
         objective, fit: the final fit.
         start: "prior" (the final fit starts at the coarse prior) or "identity" (paper).
-        prealignment: how fixed and moving voxels are related before anything is fitted: "corner", "centre" or "world".
+        prealignment: how fixed and moving voxels are related before anything is fitted: "world" or "centre".
         seed: of every random draw.
-        progress: called with the name of each stage as it begins.
+        progress: show a progress bar on standard error.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class PromptRegInferer(Inferer):
         self.prior_objective, self.prior_fit = prior_objective, prior_fit
         self.objective, self.fit, self.start = objective, fit, start
         self.prealignment, self.progress = prealignment, progress
+        for of, schedule in ((prior_objective, prior_fit), (objective, fit)):
+            of.check([level.controls for level in schedule.levels])
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """MONAI's call: `inputs` is the fixed image `[1, C, *S]` whose `meta["request"]` holds the moving image and
@@ -145,11 +148,15 @@ class PromptRegInferer(Inferer):
             )
         if request.prompts is None:
             self.sampling.check_label(request.moving_label)
+            if self.sampling.how == "stable" and "box" not in network.spec.trained_with:
+                raise InputError(
+                    f"sampling: 'stable' asks with boxes, which {network.spec.name} does not know; use 'grid'"
+                )
 
     def settings(self, network: Segmenter) -> dict[str, Any]:
         """What this inferer does, JSON-able, for `run.json`."""
         return {
-            "segmenter": network.spec.name,
+            "segmenter": network.describe(),
             "seed": self.seed,
             "start": self.start,
             "prealignment": self.prealignment,
@@ -162,22 +169,35 @@ class PromptRegInferer(Inferer):
 
 
 def understood(segmenter: Segmenter, moving: Embedding, given: list[GivenPrompt], sampling: Sampling) -> Prompts:
-    """Given prompts as the model understands them: clicks stay clicks for a model trained with clicks, else
-    become boxes.
+    """Given prompts as the model understands them.
+
+    They stay what they are if the model was trained with their kind; else clicks become boxes, or boxes clicks at their
+    centres, whichever the model knows. A mixture becomes boxes where it can.
     """
-    batch = batched(given)
-    if batch is not None and batch.kind in segmenter.spec.trained_with:
+    batch, known = batched(given), segmenter.spec.trained_with
+    if batch is not None and batch.kind in known:
         return batch.to(moving.features.device)
-    return promote_clicks(segmenter, moving, given, sampling)
+    if "box" in known:
+        return promote_clicks(segmenter, moving, given, sampling)
+    centres = [p if p.labels is not None else GivenPrompt(p.id, p.points.mean(0)[None], torch.ones(1)) for p in given]
+    clicks = batched(centres)
+    if "point" not in known or clicks is None:
+        raise InputError(f"prompts: {segmenter.spec.name} knows {sorted(known)} only; clicks and boxes cannot be used")
+    return clicks.to(moving.features.device)
 
 
 def with_clicks(pairs: RegionPairs, given: list[GivenPrompt], found: Prior) -> RegionPairs:
-    """Clicks that were promoted to boxes become clicks again; their counterparts are carried by the fitted map."""
+    """Clicks that were promoted to boxes become clicks again.
+
+    The counterpart of such a click is where the fitted map carries it, moved inside the image if need be; the region on
+    the fixed image is that of the box found by inversion.
+    """
     clicks = batched(given)
     if clicks is None or clicks.kind == pairs.moving_prompts.kind:
         return pairs
     clicks = clicks.to(found.ddf.device)
-    return replace(pairs, moving_prompts=clicks, fixed_prompts=clicks.at(found.carry_points(clicks.coordinates)))
+    counterparts = clamp_to_image(found.carry_prompts(clicks), tuple(found.ddf.shape[1:]))
+    return replace(pairs, moving_prompts=clicks, fixed_prompts=counterparts)
 
 
 class Clock:

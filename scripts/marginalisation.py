@@ -91,6 +91,37 @@ def map_back(maps: Tensor, matrix: Tensor) -> Tensor:
     return sample(maps, transform_points(torch.linalg.inv(matrix), points))
 
 
+def views_seen(prompts: Prompts, matrices: list[Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Which views say something about which prompt, and where.
+
+    Args:
+        prompts: K prompts on the original image; matrices: J transforms; shape: of the image.
+
+    Returns:
+        `[J, K]` 1 where the prompt's centre lies inside the view, else 0;
+        `[J, *shape]` 1 where the view shows the image, else 0.
+    """
+    device = prompts.coordinates.device
+    last = torch.tensor(shape, device=device) - 1
+    whole = torch.ones(1, *shape, device=device)
+    asked, shown = [], []
+    for matrix in matrices:
+        labels = (
+            torch.ones(prompts.coordinates.shape[:2], device=device) if prompts.labels is None else prompts.labels == 1
+        )
+        weights = labels.float()[..., None]
+        centre = (prompts.coordinates * weights).sum(1) / weights.sum(1)
+        moved = transform_points(torch.linalg.inv(matrix).to(device), centre.T).T
+        asked.append(((moved >= 0) & (moved <= last)).all(1).float())
+        shown.append((map_back(whole, matrix.to(device))[0] > 0.5).float())
+    return torch.stack(asked), torch.stack(shown)
+
+
+def average(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over views: `[J, ...]` and weights that broadcast to it; 0 where no view has weight."""
+    return (values * weights).sum(0) / weights.sum(0).clamp(min=1e-6)
+
+
 def transform_prompts(prompts: Prompts, regions: Tensor, matrix: Tensor, margin: float) -> Prompts:
     """`Z o A`: prompts on the transformed image.
 

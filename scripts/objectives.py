@@ -56,11 +56,17 @@ class Scene:
     Attributes:
         fixed, moving: the two views.
         confidence: `[K]` in [0, 1], how far each pair is trusted.
+        to_moving: `[D+1, D+1]` from fixed to moving voxels before the fit; None for the identity.
     """
 
     fixed: View
     moving: View
     confidence: Tensor = field(default_factory=lambda: torch.zeros(0))
+    to_moving: Tensor | None = None
+
+    def moving_points(self, points: Tensor) -> Tensor:
+        """Where fixed voxels `[D, *grid]` start on the moving image."""
+        return points if self.to_moving is None else transform_points(self.to_moving, points)
 
 
 class Term(ABC):
@@ -85,19 +91,22 @@ class Term(ABC):
 
 
 class _Pyramid:
-    """Maps on an image, smoothed to the voxel size of the sampling grid and sampled at image voxels."""
+    """Maps on an image, averaged down to the step at which they will be sampled, then sampled at image voxels.
+
+    Args:
+        maps: `[C, *S]`.
+        points: `[D, *grid]` voxels of `maps` where the sampling starts; its steps set the resolution.
+    """
 
     def __init__(self, maps: Tensor, points: Tensor) -> None:
-        shape = tuple(min(s, max(2, round(s * g / f))) for s, g, f in self._ratios(maps, points))
+        along = [torch.diff(points, dim=axis).flatten(1).abs().mean(1) for axis in range(1, points.ndim)]
+        step = torch.stack(along).norm(dim=0).clamp(min=1)  # voxels of `maps` per voxel of the sampling grid, by axis
+        shape = [max(2, round(n / s)) for n, s in zip(maps.shape[1:], step.tolist(), strict=True)]
         self.maps = resize_by_area(maps, shape)
         self.matrix = scaling_about_corner(maps.shape[1:], shape, device=maps.device)
 
-    @staticmethod
-    def _ratios(maps: Tensor, points: Tensor) -> list[tuple[int, int, float]]:
-        reach = points.flatten(1).amax(1) - points.flatten(1).amin(1) + 1
-        return list(zip(maps.shape[1:], points.shape[1:], reach.tolist(), strict=True))
-
     def at(self, points: Tensor, padding: str = "border") -> Tensor:
+        """Values `[C, *grid]` at voxels `[D, *grid]` of the original maps."""
         return sample(self.maps, transform_points(self.matrix, points), padding=padding)
 
 
@@ -121,7 +130,7 @@ class RoiTerm(Term):
             return lambda moved: moved.sum() * 0.0
         confidence = scene.confidence[keep] / scene.confidence[keep].sum()
         fixed = _Pyramid(scene.fixed.regions[keep], points).at(points).flatten(1)
-        moving = _Pyramid(scene.moving.regions[keep], points)
+        moving = _Pyramid(scene.moving.regions[keep], scene.moving_points(points))
 
         def loss(moved: Tensor) -> Tensor:
             warped = moving.at(moved).flatten(1)
@@ -217,7 +226,7 @@ class LnccTerm(Term):
         margin = self.kernel // 2
         whole = (..., *(slice(margin, -margin) if n > self.kernel else slice(None) for n in points.shape[1:]))
         fixed = _Pyramid(scene.fixed.image, points).at(points)[None]
-        moving = _Pyramid(scene.moving.image, points)
+        moving = _Pyramid(scene.moving.image, scene.moving_points(points))
         return lambda moved: 1 + measure(moving.at(moved)[None], fixed)[whole].mean()
 
 
@@ -236,7 +245,7 @@ class MutualInformationTerm(Term):
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         measure = GlobalMutualInformationLoss(num_bins=self.bins)
         fixed = _Pyramid(scene.fixed.image, points).at(points)[None]
-        moving = _Pyramid(scene.moving.image, points)
+        moving = _Pyramid(scene.moving.image, scene.moving_points(points))
         scale = 1.0 / torch.log(torch.tensor(float(self.bins)))
         return lambda moved: 1 + scale * measure(moving.at(moved)[None], fixed)
 
@@ -282,15 +291,15 @@ class Objective:
         """Names of the terms, for reports."""
         return [entry["term"] for entry in self.terms]
 
-    def prepare(self, scene: Scene, points: Tensor, controls: int = 0) -> Loss:
-        """The weighted sum on one sampling grid at a level with so many control intervals; see `Term.prepare`.
+    def check(self, levels: list[int]) -> None:
+        """Raise `InputError` when no term takes part in one of the levels, given by their control intervals."""
+        for controls in levels:
+            if not any(term.takes_part(controls) for term in self._terms):
+                raise InputError(f"objective: no term takes part in the level with {controls} control intervals")
 
-        Raises:
-            InputError: when no term takes part in this level.
-        """
+    def prepare(self, scene: Scene, points: Tensor, controls: int = 0) -> Loss:
+        """The weighted sum on one sampling grid at a level with so many control intervals; see `Term.prepare`."""
         losses = [(term.weight, term.prepare(scene, points)) for term in self._terms if term.takes_part(controls)]
-        if not losses:
-            raise InputError(f"objective: no term takes part in a level with {controls} control intervals")
 
         def total(moved: Tensor) -> Tensor:
             return torch.stack([weight * loss(moved) for weight, loss in losses]).sum()
@@ -312,5 +321,7 @@ def bending_energy(ddf: Tensor, voxels_per_unit: Tensor) -> Tensor:
     energy = u.new_zeros(())
     for a in range(dims):
         for b in range(dims):
-            energy = energy + (torch.diff(first[a], dim=b + 1) / spacing[b]).square().sum(0).mean()
+            second = torch.diff(first[a], dim=b + 1) / spacing[b]
+            if second.numel():  # a volume of two slices has no second difference across them
+                energy = energy + second.square().sum(0).mean()
     return energy

@@ -31,7 +31,7 @@ from .images import JPEG, TIFF, lps_flip, nifti_image
 from .prompts import Prompts
 from .registration import ImageInfo, RegionPairs, Registration
 
-PACKAGES = ("torch", "monai", "numpy", "SimpleITK")  # whose versions a run records
+PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "segment-anything")  # whose versions a run records
 Depth = type[np.uint8] | type[np.uint16] | type[np.float32]
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])  # how NIfTI stores colour
 
@@ -215,9 +215,9 @@ def _range_depth(values: np.ndarray) -> Depth:
 
 def _prompt(prompts: Prompts, k: int, info: ImageInfo) -> dict[str, Any]:
     """Prompt k in voxels and in RAS millimetres, which pictures have not; without the points that only pad."""
-    prompt = prompts[[k]]
+    prompt = prompts[[k]].to("cpu")
     used = slice(None) if prompt.labels is None else prompt.labels[0] >= 0
-    world = None if info.kind == "picture" else prompt.to("cpu").transformed(info.affine).coordinates[0]
+    world = None if info.kind == "picture" else prompt.transformed(info.affine).coordinates[0]
     return {
         "voxel": prompt.coordinates[0][used],
         "world_mm": None if world is None else world[used],

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from .errors import InputError
 from .geometry import bounding_box
 from .prompts import Prompts
-from .prototypes import area_weights, prototype, prototype_jacobian, similarity, similarity_jacobian
+from .prototypes import area_weights, prototype, prototype_jacobian, region_weights, similarity, similarity_jacobian
 from .segmenters.protocol import Embedding, Segmenter
 
 
@@ -50,7 +50,7 @@ class Inversion:
     starts: tuple[str, ...] = ("carried", "peak")
     margins: tuple[float, ...] = (1.1, 1.2, 1.4)
     steps: int = 1
-    step_below: float = 0.6
+    step_below: float = 0.7
     keep: str = "best"
     damping: float = 1e-2
     reach: float = 0.25
@@ -138,14 +138,13 @@ def peak(similarity_map: Tensor, embedding: Embedding) -> Tensor:
 
 
 def starting_prompts(
-    prompts: Prompts, carried: Tensor, carried_prompts: Tensor, similarities: Tensor, fixed: Embedding, how: Inversion
+    prompts: Prompts, carried: Tensor, similarities: Tensor, fixed: Embedding, how: Inversion
 ) -> tuple[Prompts, Tensor]:
     """All starts rho of all prompts.
 
     Args:
-        prompts: K prompts on the moving image.
-        carried: `[K, *S]` moving regions, carried to the fixed image by the coarse prior.
-        carried_prompts: `[K, P, D]` prompt coordinates, carried likewise.
+        prompts: K prompts of the moving image, carried to the fixed one by the coarse prior.
+        carried: `[K, *S]` their regions, carried likewise.
         similarities: `[K, *g]` similarity maps on the fixed image.
         fixed: embedding of the fixed image.
         how: which starts.
@@ -154,19 +153,16 @@ def starting_prompts(
         the starts and, for each, the index of its prompt `[N]`.
     """
     coordinates, index = [], []
-    for k in range(len(prompts)):
+    for k, own in enumerate(prompts.coordinates):
         box = bounding_box(carried[k] > 0.5)
-        own = carried_prompts[k]
-        if prompts.kind == "box":
-            own = torch.stack([own.amin(0), own.amax(0)])  # axes of the two images may run against each other
-        counted = own if prompts.labels is None else own[prompts.labels[k] == 1]
         mine = []
         if "carried" in how.starts and prompts.kind == "box" and box is not None:
             mine += [scaled_boxes(box[None], margin)[0] for margin in how.margins]
         elif "carried" in how.starts:
             mine.append(own)
         if "peak" in how.starts or not mine:
-            mine.append(own + peak(similarities[k], fixed) - counted.mean(0))
+            inside = own if prompts.labels is None else own[prompts.labels[k] == 1]
+            mine.append(own + peak(similarities[k], fixed) - inside.mean(0))
         coordinates += mine
         index += [k] * len(mine)
     chosen = torch.tensor(index, device=prompts.coordinates.device)
@@ -186,7 +182,7 @@ def evaluate(
     """Segment an image at N prompts and compare the regions' prototypes with N targets `[N, C]`."""
     decoded = segmenter.decode(embedding, prompts)
     probability = decoded.logits.sigmoid()
-    found = prototype(features, area_weights(probability, tuple(features.shape[1:])))
+    found = prototype(features, region_weights(embedding, probability))
     return Inverse(prompts, probability, decoded.quality.clamp(0, 1), F.cosine_similarity(found, targets, dim=1))
 
 
@@ -226,7 +222,8 @@ def invert_prompts(
             break
         current = best[doubtful]
         logits, jacobian = segmenter.decode_jacobian(fixed, current.prompts)
-        change = gauss_newton_step(features, targets[doubtful], logits.sigmoid(), jacobian, how.damping)
+        image = fixed.inside(tuple(logits.shape[1:]))
+        change = gauss_newton_step(features, targets[doubtful], logits.sigmoid() * image, jacobian * image, how.damping)
         change = change.reshape(current.prompts.coordinates.shape)
         excess = (change.abs() / reach[doubtful][:, None]).flatten(1).amax(1).clamp(min=1)
         moved = current.prompts.at(current.prompts.coordinates + change / excess[:, None, None])

@@ -78,10 +78,10 @@ def sharpness(logits: Tensor, offset: float = 1.0) -> Tensor:
     return intersection_over_union(logits > offset, logits > -offset)
 
 
-def _draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` voxels `[count, D]` drawn with probability proportional to weights `[*S]`."""
-    chosen = torch.multinomial(weights.flatten().float().cpu(), count, replacement=True, generator=generator)
-    return torch.stack(torch.unravel_index(chosen, weights.shape), dim=1).float()
+def _draw(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` voxels `[count, D]` drawn uniformly from the allowed ones `[*S]`, with repetition."""
+    voxels = allowed.nonzero().cpu()
+    return voxels[torch.randint(len(voxels), (count,), generator=generator)].float()
 
 
 def _grid_points(allowed: Tensor, count: int) -> Tensor:
@@ -121,6 +121,8 @@ def sample_prompts(
     how.check_label(label)
     if label is not None and how.how in ("inside", "outside"):
         allowed = label > 0 if how.how == "inside" else allowed & (label == 0)
+    if not allowed.any():
+        raise InputError(f"sampling: '{how.how}' leaves no voxel of the moving image to sample from; use another way")
     points = _grid_points(allowed, how.count) if how.how == "grid" else _draw(allowed, how.count, generator)
     return [
         GivenPrompt(str(n), point[None], torch.ones(1, dtype=torch.long)) for n, point in enumerate(points, start=1)

@@ -106,7 +106,9 @@ def _read_json(file: Path) -> Any:
 def _entry(item: Any, number: int) -> dict[str, Any]:
     keys = {"point", "points", "box", "mask"}
     if isinstance(item, Mapping):
-        if len(keys & item.keys()) != 1 or item.keys() - keys - {"id", "labels", "label"}:
+        beside = {"points": {"labels"}, "mask": {"label"}}
+        kinds = keys & item.keys()
+        if len(kinds) != 1 or item.keys() - kinds - {"id"} - beside.get(next(iter(kinds)), set()):
             raise InputError(
                 f"prompts: number {number} has the keys {sorted(item)}; expected exactly one of {sorted(keys)}, and "
                 "beside it only 'id', 'labels' (with 'points') or 'label' (with 'mask')"

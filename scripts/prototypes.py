@@ -20,17 +20,26 @@ from .segmenters.protocol import Embedding
 
 
 def centred_features(embedding: Embedding, *, centre: bool = True, level: int = -1) -> Tensor:
-    """Feature grid `[C, *g]` minus its mean over the part that shows the image (unchanged when `centre` is False)."""
+    """Feature grid `[C, *g]` minus its mean over the part that shows the image (kept when `centre` is False).
+
+    Padding is zero either way, so that nothing is similar to it.
+    """
     features = embedding.levels[level]
-    if not centre:
-        return features
     inside = embedding.inside(tuple(features.shape[1:]))
-    return features - features[:, inside].mean(1).reshape(-1, *[1] * (features.ndim - 1))
+    if centre:
+        features = features - features[:, inside].mean(1).reshape(-1, *[1] * (features.ndim - 1))
+    return features * inside
 
 
 def area_weights(regions: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Soft regions `[N, *mask]` as weights on the feature grid, `[N, *grid]`."""
     return resize_by_area(regions, grid)
+
+
+def region_weights(embedding: Embedding, regions: Tensor) -> Tensor:
+    """Soft regions `[N, *mask]` as weights on the deepest feature grid, `[N, *g]`, without what lies in the padding."""
+    inside = embedding.inside(tuple(regions.shape[1:]))
+    return area_weights(regions * inside, tuple(embedding.features.shape[1:]))
 
 
 def prototype(features: Tensor, weights: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Trust:
     threshold: float = 0.5
     consensus: bool = True
     tolerance: float = 0.03
-    smoothing: float = 1.0
+    smoothing: float = 0.1
     rounds: int = 5
 
 
@@ -104,10 +104,11 @@ def consensus_weights(
         for k in range(n):
             others = np.arange(n) != k
             stiffness = how.smoothing / np.clip(prior * agreed, 1e-5, None)[others]
-            # The spline's kernel r^2 log r is small on the unit square; points that coincide are kept apart by
-            # smoothing.
-            spline = RBFInterpolator(points[others], shifts[others], smoothing=stiffness * 1e-1, degree=1)
+            try:
+                spline = RBFInterpolator(points[others], shifts[others], smoothing=stiffness, degree=1)
+            except np.linalg.LinAlgError:  # centres on one line determine no map: nothing to agree on
+                return torch.ones_like(weights)
             residual[k] = np.linalg.norm(spline(points[k : k + 1])[0] - shifts[k])
-        scale = max(1.4826 * np.median(residual), how.tolerance)
-        agreed = np.clip(1 - (residual / (3 * scale)) ** 2, 0, None) ** 2
+        scale = max(1.4826 * np.median(residual), how.tolerance)  # 1.4826 median = standard deviation of a normal
+        agreed = np.clip(1 - (residual / (3 * scale)) ** 2, 0, None) ** 2  # beyond three deviations nothing
     return torch.as_tensor(agreed, dtype=weights.dtype, device=weights.device)

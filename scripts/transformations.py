@@ -95,7 +95,10 @@ class Transformation(nn.Module, ABC):
         return invert(self(grid))
 
     def refined(self, controls: int) -> Transformation:
-        """The same map with `controls` control intervals along the longest side (no change for global kinds)."""
+        """The map with `controls` control intervals along the longest side.
+
+        The same map on a finer grid, the nearest one (least squares) on a coarser, unchanged for global kinds.
+        """
         return self
 
 

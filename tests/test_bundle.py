@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from PIL import Image
 from skimage import data
 from skimage.transform import resize
 
+from scripts.correspond import Method
+from scripts.prompt_sampling import Sampling
 from scripts.segmenters import LiteMedSAM
 from scripts.segmenters.checkpoints import write_model_file
 
@@ -230,3 +233,28 @@ def test_displayable_configs_are_ids_of_the_config() -> None:
     parser.read_config(str(CONFIG))
     options = parser["displayable_configs"]
     assert options and {name: parser[name] for name in options} == options
+
+
+@pytest.mark.parametrize(("overlay", "terms"), [("objectives/roi.yaml", ["roi"]), ("experiments/paper.yaml", ["roi"])])
+def test_overlays_of_the_readme(overlay: str, terms: list[str]) -> None:
+    files = [str(ROOT / "configs" / name) for name in ("inference.yaml", overlay)]
+    changed = ConfigWorkflow(config_file=files, workflow_type="infer", logging_file=False)
+    changed.initialize()
+    inferer = changed.inferer
+    assert inferer.objective.names == terms and inferer.start == "identity"
+    if "paper" in overlay:
+        assert inferer.sampling.how == "uniform" and not inferer.method.centre and not inferer.prior_fit.levels
+        assert inferer.method.inversion.starts == ["peak"] and inferer.method.marginalisation.transforms == 5
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_defaults_in_code_are_those_of_the_configuration() -> None:
+    inferer = workflow().inferer
+    for found, default in ((inferer.sampling, Sampling()), (inferer.method, Method())):
+        plain = json.loads(json.dumps([asdict(found), asdict(default)]))
+        assert plain[0] == plain[1]

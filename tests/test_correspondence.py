@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy import disc
 
-from scripts.correspondence import Fit, Level, fit_transformation
+from scripts.correspondence import Fit, Level, fit_transformation, start
 from scripts.errors import InputError
 from scripts.geometry import folding_percent, identity_matrix, identity_points, warp
-from scripts.objectives import LnccTerm, Objective, Scene, View
+from scripts.objectives import LnccTerm, MutualInformationTerm, Objective, Scene, View, bending_energy
 from scripts.segmenters.protocol import Embedding
-from scripts.transformations import Grid
+from scripts.transformations import Grid, Transformation
 
 SHAPE = (72, 64)
 GRID = Grid(SHAPE, (1.0, 1.0))
@@ -141,3 +141,55 @@ def test_wrong_objectives(terms: list[dict], message: str) -> None:
 def test_an_unknown_kind_fails_before_any_work() -> None:
     with pytest.raises(InputError, match="unknown kind 'tps'"):
         Fit(kind="tps")
+
+
+def some_prior(kind: str) -> Transformation:
+    prior = start(Fit(kind=kind, levels=[Level(32, 4, 1)]), GRID, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return prior.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("prior", "kind", "near"),
+    [
+        ("svf", "svf", 0.0),
+        ("svf", "bspline", 0.5),
+        ("svf", "dense", 1.0),
+        ("affine", "affine", 0.0),
+        ("affine", "bspline", 0.5),
+    ],
+)
+def test_a_fit_continues_the_prior(prior: str, kind: str, near: float) -> None:
+    before = some_prior(prior)
+    after = start(Fit(kind=kind, levels=[Level(32, 8, 1)]), GRID, torch.device("cpu"), before)
+    assert before(GRID).norm(dim=0).max() > 1.0
+    assert (after(GRID) - before(GRID)).abs().max() <= near + 1e-4
+
+
+def test_an_affine_continues_the_global_part_of_a_deformable_prior() -> None:
+    prior = some_prior("svf")
+    after = start(Fit(kind="affine", levels=[Level(32, 0, 1)]), GRID, torch.device("cpu"), prior)
+    assert torch.equal(after(GRID), prior.outer(GRID))
+
+
+def test_a_kind_that_cannot_continue_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    after = start(Fit(kind="rigid", levels=[Level(32, 0, 1)]), GRID, torch.device("cpu"), some_prior("svf"))
+    assert after(GRID).abs().max() < 1e-4
+    assert "starts at the identity" in caplog.text
+
+
+def test_mutual_information_prefers_alignment_whatever_the_contrast() -> None:
+    image = texture(SHAPE, 8)
+    blank = torch.zeros(0, *SHAPE)
+    scene = Scene(View(image, embedding(SHAPE), blank), View(1 - image**2, embedding(SHAPE), blank))
+    loss = MutualInformationTerm().prepare(scene, identity_points(SHAPE))
+    aligned, shifted = loss(identity_points(SHAPE)), loss(identity_points(SHAPE) + 4.0)
+    assert aligned < shifted
+
+
+def test_bending_of_a_slab_of_two_slices_is_finite() -> None:
+    field = torch.randn(3, 8, 8, 2, generator=torch.Generator().manual_seed(0))
+    assert bending_energy(field, torch.ones(3, 1, 1, 1)).isfinite()

@@ -121,7 +121,7 @@ def test_run_record(tmp_path: Path) -> None:
     run = json.loads((tmp_path / "run.json").read_text())
     assert (run["fixed_image"], run["moving_image"], run["seed"]) == ("f", "m", 3)
     assert run["settings"] == {"seed": 3, "weight": 0.5}
-    assert set(run["versions"]) == {"python", "torch", "monai", "numpy", "SimpleITK"}
+    assert set(run["versions"]) == {"python", "torch", "monai", "numpy", "scipy", "SimpleITK", "segment-anything"}
     assert run["seconds"] == {"encode": 1, "fit": 2}
     assert 50 < run["peak_memory_mb"] < 1e5
 

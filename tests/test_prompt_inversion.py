@@ -134,9 +134,7 @@ def test_a_planted_disc_is_found_from_the_peak(dims: int, kind: str) -> None:
     region = toy.decode(moving, prompts).logits.sigmoid()
     targets = prototype(moving_features, area_weights(region, grid))
     how = Inversion(starts=("peak",), steps=3, step_below=1.0)
-    starts, index = starting_prompts(
-        prompts, moving.to_image(region), prompts.coordinates, similarity(fixed_features, targets), fixed, how
-    )
+    starts, index = starting_prompts(prompts, moving.to_image(region), similarity(fixed_features, targets), fixed, how)
     assert index.tolist() == [0]
     reach = torch.full((1, dims), 0.1 * size)
     found = invert_prompts(toy, fixed, fixed_features, targets, starts, index, by_match, how, reach)
@@ -196,7 +194,7 @@ def test_carried_starts_are_the_boxes_of_the_carried_region() -> None:
     carried[0, 20:31, 40:61] = 1.0
     prompts = Prompts(box_around((30.0, 30.0), 5.0)[None])
     how = Inversion(starts=("carried",), margins=(1.0, 1.2))
-    starts, index = starting_prompts(prompts, carried, prompts.coordinates, torch.zeros(1, 32, 32), fixed, how)
+    starts, index = starting_prompts(prompts, carried, torch.zeros(1, 32, 32), fixed, how)
     expected = torch.tensor([[[20.0, 40.0], [30.0, 60.0]], [[19.0, 38.0], [31.0, 62.0]]])
     assert index.tolist() == [0, 0]
     assert torch.allclose(starts.coordinates, expected)

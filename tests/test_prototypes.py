@@ -73,5 +73,7 @@ def test_centring_uses_the_valid_part_only() -> None:
     embedding = Embedding((features,), (16, 12), scaling_about_corner((16, 12), (32, 24)), (32, 24), (32, 32))
     centred = centred_features(embedding)
     assert centred[:, :, :6].mean((1, 2)).abs().max() < 1e-5
-    assert torch.allclose(centred - features, (centred - features)[:, :1, :1].expand_as(features), atol=1e-4)
+    shift = (centred - features)[:, :, :6]
+    assert torch.allclose(shift, shift[:, :1, :1].expand_as(shift), atol=1e-4)  # one shift per channel
+    assert (centred[:, :, 6:] == 0).all()  # nothing is similar to padding
     assert centred_features(embedding, centre=False) is features

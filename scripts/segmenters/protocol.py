@@ -12,7 +12,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ class Embedding:
         inside = torch.ones(shape, dtype=torch.bool, device=self.to_model.device)
         for axis, (size, valid, full) in enumerate(zip(shape, self.valid, self.input_size, strict=True)):
             centres = (torch.arange(size, device=inside.device) + 0.5) * full / size
+            centres[0] = 0  # the first voxel always shows some of the image
             inside &= (centres < valid).reshape([-1 if a == axis else 1 for a in range(len(shape))])
         return inside
 
@@ -106,6 +108,8 @@ class Segmenter(Protocol):
     @property
     def spec(self) -> SegmenterSpec: ...
 
+    def describe(self) -> dict[str, Any]: ...
+
     def encode(self, images: list[Tensor]) -> list[Embedding]: ...
 
     def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded: ...
@@ -122,6 +126,9 @@ class Metered:
         self._segmenter = segmenter
         self.spec = segmenter.spec
         self.counts = {"encodes": 0, "decodes": 0}
+
+    def describe(self) -> dict[str, Any]:
+        return self._segmenter.describe()
 
     def encode(self, images: list[Tensor]) -> list[Embedding]:
         self.counts["encodes"] += len(images)
@@ -140,19 +147,21 @@ class PromptableSegmenter(nn.Module, ABC):
     """A segmentation model conditioned on prompts: `encode` once per image, `decode` per prompt.
 
     Args:
-        chunk: prompts decoded at once (bounds memory; on a CPU more brings no speed).
+        chunk: prompts decoded at once; bounds memory. Two are fastest on one CPU core, a GPU wants more.
+        batch: images encoded at once, likewise (one on a CPU).
         precision: dtype of the encoder's and decoder's arithmetic, e.g. "float32", "bfloat16", "float16".
     """
 
     spec: SegmenterSpec
+    checkpoint: str | Path = ""
 
-    def __init__(self, chunk: int = 8, precision: str = "float32") -> None:
+    def __init__(self, chunk: int = 2, batch: int = 1, precision: str = "float32") -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise InputError(f"precision: unknown '{precision}', expected one of {list(PRECISIONS)}")
-        if chunk < 1:
-            raise InputError(f"chunk: {chunk} prompts at once, expected at least 1")
-        self.chunk = chunk
+        if chunk < 1 or batch < 1:
+            raise InputError(f"chunk, batch: {chunk} prompts and {batch} images at once, expected at least 1")
+        self.chunk, self.batch = chunk, batch
         self.precision: torch.dtype = getattr(torch, precision)
 
     @abstractmethod
@@ -175,6 +184,11 @@ class PromptableSegmenter(nn.Module, ABC):
     def _decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
         """Masks of prompts given in voxels of the model input (array order)."""
 
+    def describe(self) -> dict[str, Any]:
+        """What a run records of the model, JSON-able."""
+        weights = {"checkpoint": str(self.checkpoint), "precision": str(self.precision).removeprefix("torch.")}
+        return {"name": self.spec.name, **weights, "device": str(self.device), "chunk": self.chunk, "batch": self.batch}
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -182,10 +196,12 @@ class PromptableSegmenter(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, images: list[Tensor]) -> list[Embedding]:
-        """Embed images `[C, *S]` (sizes may differ) in one batch."""
+        """Embed images `[C, *S]` (sizes may differ), `batch` at a time."""
         prepared = [self.prepare(image.to(self.device)) for image in images]
+        inputs = torch.stack([inputs for inputs, _, _ in prepared])
         with self._autocast():
-            levels = self._encode(torch.stack([inputs for inputs, _, _ in prepared]))
+            parts = [self._encode(part) for part in inputs.split(self.batch)]
+        levels = [torch.cat(level) for level in zip(*parts, strict=True)]
         return [
             Embedding(
                 levels=tuple(level[n].float() for level in levels),
@@ -219,7 +235,7 @@ class PromptableSegmenter(nn.Module, ABC):
         prompts = prompts.to(self.device)
         directions = torch.eye(prompts.coordinates[0].numel(), device=self.device)
         directions = directions.reshape(-1, *prompts.coordinates.shape[1:])
-        step = 0.1 / embedding.to_model.diagonal()[:-1].mean()
+        step = 0.1 / embedding.to_model[:-1, :-1].norm(dim=0)  # image voxels, by axis
         parts = []
         for n in range(0, len(prompts), self.chunk):
             chunk = prompts[n : n + self.chunk]
@@ -233,7 +249,7 @@ class PromptableSegmenter(nn.Module, ABC):
                     value, slope = torch.func.jvp(logits, (chunk.coordinates,), (tangent,))[:2]
                     return value, slope
                 ahead, behind = (logits(chunk.coordinates + s * step * tangent) for s in (1, -1))
-                return logits(chunk.coordinates), (ahead - behind) / (2 * step)
+                return logits(chunk.coordinates), (ahead - behind) / (2 * (step * direction).sum())
 
             if self.spec.differentiable:
                 value, slope = torch.func.vmap(along, out_dims=(None, 1))(directions)  # type: ignore[arg-type]  # None: not mapped
