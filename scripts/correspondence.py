@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .errors import InputError
 from .geometry import identity_points, transform_points
-from .objectives import Objective, Scene, bending_energy
+from .objectives import Objective, bending_energy
+from .scene import Scene
 from .transformations import Affine, BSpline, Composite, Dense, Grid, Linear, Transformation, build
 
 logger = logging.getLogger(__name__)

@@ -24,12 +24,13 @@ from .correspond import Method, Prior, correspond, pair_up
 from .correspondence import Fit, fit_transformation
 from .errors import InputError
 from .geometry import folding_percent, warp
-from .objectives import Objective, Scene, View
+from .objectives import Objective
 from .prompt_inversion import clamp_to_image
 from .prompt_sampling import Sampling, promote_clicks, sample_prompts
 from .prompts import GivenPrompt, Prompts, batched
 from .registration import RegionPairs, Registration
 from .request import PairRequest
+from .scene import Scene, View
 from .segmenters.protocol import Embedding, Metered, Segmenter
 from .transformations import Grid
 

@@ -20,53 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import InputError
-from .geometry import resize_by_area, sample, scaling_about_corner, transform_points
+from .geometry import sample, transform_points
 from .prototypes import centred_features
-from .segmenters.protocol import Embedding
+from .scene import Pyramid, Scene
 
 Loss = Callable[[Tensor], Tensor]  # moving voxels [D, *grid] of every grid voxel -> scalar
-
-
-@dataclass(frozen=True)
-class View:
-    """One image as the terms see it.
-
-    Attributes:
-        image: `[1, *S]` grey values in [0, 1].
-        embedding: of the same image.
-        regions: `[K, *S]` soft regions in [0, 1], in the order of the pairs.
-    """
-
-    image: Tensor
-    embedding: Embedding
-    regions: Tensor
-
-    @classmethod
-    def plain(cls, raw: Tensor, embedding: Embedding) -> View:
-        """View of raw intensities `[C, *S]` without regions."""
-        grey = raw.mean(0, keepdim=True)
-        low, high = grey.amin(), grey.amax()
-        return cls((grey - low) / (high - low).clamp(min=1e-8), embedding, grey.new_zeros(0, *grey.shape[1:]))
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Both images and what is known about their region pairs.
-
-    Attributes:
-        fixed, moving: the two views.
-        confidence: `[K]` in [0, 1], how far each pair is trusted.
-        to_moving: `[D+1, D+1]` from fixed to moving voxels before the fit; None for the identity.
-    """
-
-    fixed: View
-    moving: View
-    confidence: Tensor = field(default_factory=lambda: torch.zeros(0))
-    to_moving: Tensor | None = None
-
-    def moving_points(self, points: Tensor) -> Tensor:
-        """Where fixed voxels `[D, *grid]` start on the moving image."""
-        return points if self.to_moving is None else transform_points(self.to_moving, points)
 
 
 class Term(ABC):
@@ -90,26 +48,6 @@ class Term(ABC):
         """Loss on a grid whose voxels lie at `points` `[D, *grid]` (voxels of the fixed image)."""
 
 
-class _Pyramid:
-    """Maps on an image, averaged down to the step at which they will be sampled, then sampled at image voxels.
-
-    Args:
-        maps: `[C, *S]`.
-        points: `[D, *grid]` voxels of `maps` where the sampling starts; its steps set the resolution.
-    """
-
-    def __init__(self, maps: Tensor, points: Tensor) -> None:
-        along = [torch.diff(points, dim=axis).flatten(1).abs().mean(1) for axis in range(1, points.ndim)]
-        step = torch.stack(along).norm(dim=0).clamp(min=1)  # voxels of `maps` per voxel of the sampling grid, by axis
-        shape = [max(2, round(n / s)) for n, s in zip(maps.shape[1:], step.tolist(), strict=True)]
-        self.maps = resize_by_area(maps, shape)
-        self.matrix = scaling_about_corner(maps.shape[1:], shape, device=maps.device)
-
-    def at(self, points: Tensor, padding: str = "border") -> Tensor:
-        """Values `[C, *grid]` at voxels `[D, *grid]` of the original maps."""
-        return sample(self.maps, transform_points(self.matrix, points), padding=padding)
-
-
 class RoiTerm(Term):
     """Disagreement of paired regions, weighted by confidence: sum_k c_k L(R^y_k, T(R^x_k)) / sum_k c_k (Sec. 2).
 
@@ -129,8 +67,8 @@ class RoiTerm(Term):
         if not keep.any():
             return lambda moved: moved.sum() * 0.0
         confidence = scene.confidence[keep] / scene.confidence[keep].sum()
-        fixed = _Pyramid(scene.fixed.regions[keep], points).at(points).flatten(1)
-        moving = _Pyramid(scene.moving.regions[keep], scene.moving_points(points))
+        fixed = Pyramid(scene.fixed.regions[keep], points).at(points).flatten(1)
+        moving = Pyramid(scene.moving.regions[keep], scene.moving_points(points))
 
         def loss(moved: Tensor) -> Tensor:
             warped = moving.at(moved).flatten(1)
@@ -225,8 +163,8 @@ class LnccTerm(Term):
         )
         margin = self.kernel // 2
         whole = (..., *(slice(margin, -margin) if n > self.kernel else slice(None) for n in points.shape[1:]))
-        fixed = _Pyramid(scene.fixed.image, points).at(points)[None]
-        moving = _Pyramid(scene.moving.image, scene.moving_points(points))
+        fixed = Pyramid(scene.fixed.image, points).at(points)[None]
+        moving = Pyramid(scene.moving.image, scene.moving_points(points))
         return lambda moved: 1 + measure(moving.at(moved)[None], fixed)[whole].mean()
 
 
@@ -244,8 +182,8 @@ class MutualInformationTerm(Term):
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         measure = GlobalMutualInformationLoss(num_bins=self.bins)
-        fixed = _Pyramid(scene.fixed.image, points).at(points)[None]
-        moving = _Pyramid(scene.moving.image, scene.moving_points(points))
+        fixed = Pyramid(scene.fixed.image, points).at(points)[None]
+        moving = Pyramid(scene.moving.image, scene.moving_points(points))
         scale = 1.0 / torch.log(torch.tensor(float(self.bins)))
         return lambda moved: 1 + scale * measure(moving.at(moved)[None], fixed)
 

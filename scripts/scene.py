@@ -1,0 +1,74 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Both images as the terms of the objective see them: grey values, features, regions, how they lie to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .geometry import resize_by_area, sample, scaling_about_corner, transform_points
+from .segmenters.protocol import Embedding
+
+
+@dataclass(frozen=True)
+class View:
+    """One image as the terms see it.
+
+    Attributes:
+        image: `[1, *S]` grey values in [0, 1].
+        embedding: of the same image.
+        regions: `[K, *S]` soft regions in [0, 1], in the order of the pairs.
+    """
+
+    image: Tensor
+    embedding: Embedding
+    regions: Tensor
+
+    @classmethod
+    def plain(cls, raw: Tensor, embedding: Embedding) -> View:
+        """View of raw intensities `[C, *S]` without regions."""
+        grey = raw.mean(0, keepdim=True)
+        low, high = grey.amin(), grey.amax()
+        return cls((grey - low) / (high - low).clamp(min=1e-8), embedding, grey.new_zeros(0, *grey.shape[1:]))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Both images and what is known about their region pairs.
+
+    Attributes:
+        fixed, moving: the two views.
+        confidence: `[K]` in [0, 1], how far each pair is trusted.
+        to_moving: `[D+1, D+1]` from fixed to moving voxels before the fit; None for the identity.
+    """
+
+    fixed: View
+    moving: View
+    confidence: Tensor = field(default_factory=lambda: torch.zeros(0))
+    to_moving: Tensor | None = None
+
+    def moving_points(self, points: Tensor) -> Tensor:
+        """Where fixed voxels `[D, *grid]` start on the moving image."""
+        return points if self.to_moving is None else transform_points(self.to_moving, points)
+
+
+class Pyramid:
+    """Maps on an image, averaged down to the step at which they will be sampled, then sampled at image voxels.
+
+    Args:
+        maps: `[C, *S]`.
+        points: `[D, *grid]` voxels of `maps` where the sampling starts; its steps set the resolution.
+    """
+
+    def __init__(self, maps: Tensor, points: Tensor) -> None:
+        along = [torch.diff(points, dim=axis).flatten(1).abs().mean(1) for axis in range(1, points.ndim)]
+        step = torch.stack(along).norm(dim=0).clamp(min=1)  # voxels of `maps` per voxel of the sampling grid, by axis
+        shape = [max(2, round(n / s)) for n, s in zip(maps.shape[1:], step.tolist(), strict=True)]
+        self.maps = resize_by_area(maps, shape)
+        self.matrix = scaling_about_corner(maps.shape[1:], shape, device=maps.device)
+
+    def at(self, points: Tensor, padding: str = "border") -> Tensor:
+        """Values `[C, *grid]` at voxels `[D, *grid]` of the original maps."""
+        return sample(self.maps, transform_points(self.matrix, points), padding=padding)
