@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .auxiliary_prompts import Auxiliary, refine
+from .errors import as_bool
 from .geometry import bounding_box, box_corners, identity_points, sample, transform_points, warp
 from .marginalisation import (
     Marginalisation,
@@ -45,6 +46,9 @@ class Method:
     auxiliary: Auxiliary = field(default_factory=Auxiliary)
     marginalisation: Marginalisation = field(default_factory=Marginalisation)
     trust: Trust = field(default_factory=Trust)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "centre", as_bool(self.centre, "method: centre"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, as_bool
 from .geometry import identity_points, transform_points
 from .objectives import Objective, bending_energy
 from .scene import Scene
@@ -67,6 +67,7 @@ class Fit:
         if not all(level.size > 1 and level.controls >= 0 and level.steps > 0 for level in levels):
             raise InputError(f"fit: levels are {levels}, expected sizes above 1, controls from 0 and steps from 1 on")
         object.__setattr__(self, "levels", levels)
+        object.__setattr__(self, "affine_first", as_bool(self.affine_first, "fit: affine_first"))
         build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work
 
 

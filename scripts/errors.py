@@ -11,6 +11,20 @@ class InputError(ValueError):
     """The user's input cannot be used as it is. The message names the input, what was wrong and what would be right."""
 
 
+def as_bool(value: object, name: str) -> bool:
+    """A truth value; the command line hands over "true" and "false" as words, and any word is true to Python.
+
+    Raises:
+        InputError: for anything else.
+    """
+    words = {"true": True, "false": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise InputError(f"{name}: {value!r} is neither true nor false")
+
+
 def _chain(error: BaseException | None) -> list[BaseException]:
     chain = []
     while error is not None and error not in chain:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from .errors import as_bool
 from .outputs import write_outputs
 from .registration import Registration
 from .report import write_report
@@ -26,7 +27,9 @@ class SaveRegistration:
     """
 
     def __init__(self, output_dir: str | Path, *, probabilities: bool = False, report: bool = True) -> None:
-        self.output_dir, self.probabilities, self.report = Path(output_dir), probabilities, report
+        self.output_dir = Path(output_dir)
+        self.probabilities = as_bool(probabilities, "save_probabilities")
+        self.report = as_bool(report, "report")
 
     def attach(self, engine: Engine) -> None:
         """Register with an engine."""

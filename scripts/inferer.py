@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .correspond import Method, Prior, correspond, pair_up
 from .correspondence import Fit, fit_transformation
-from .errors import InputError
+from .errors import InputError, as_bool
 from .geometry import folding_percent, warp
 from .objectives import Objective
 from .prompt_inversion import clamp_to_image
@@ -71,7 +71,7 @@ class PromptRegInferer(Inferer):
         self.sampling, self.method, self.seed = sampling, method, seed
         self.prior_objective, self.prior_fit = prior_objective, prior_fit
         self.objective, self.fit, self.start = objective, fit, start
-        self.prealignment, self.progress = prealignment, progress
+        self.prealignment, self.progress = prealignment, as_bool(progress, "progress")
         for of, schedule in ((prior_objective, prior_fit), (objective, fit)):
             of.check([level.controls for level in schedule.levels])
 

@@ -19,7 +19,7 @@ from monai.losses import GlobalMutualInformationLoss, LocalNormalizedCrossCorrel
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import InputError
+from .errors import InputError, as_bool
 from .geometry import sample, transform_points
 from .prototypes import centred_features
 from .scene import Pyramid, Scene
@@ -116,7 +116,7 @@ class FeatureTerm(Term):
         centre: bool = True,
     ) -> None:
         super().__init__(weight, controls)
-        self.levels, self.components, self.centre = tuple(levels), components, centre
+        self.levels, self.components, self.centre = tuple(levels), components, as_bool(centre, "features: centre")
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         pairs = []

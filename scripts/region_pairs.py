@@ -13,6 +13,7 @@ import torch
 from scipy.interpolate import RBFInterpolator
 from torch import Tensor
 
+from .errors import as_bool
 from .geometry import centroid
 from .prototypes import similarity
 
@@ -34,6 +35,9 @@ class Trust:
     tolerance: float = 0.03
     smoothing: float = 0.1
     rounds: int = 5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "consensus", as_bool(self.consensus, "trust: consensus"))
 
 
 def soft_dice(a: Tensor, b: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 
+from scripts.correspond import Method
 from scripts.errors import InputError
 from scripts.segmenters import LiteMedSAM
 
@@ -180,6 +181,7 @@ CASES: dict[str, Case] = {
     ),
     "unknown start": (lambda _: {"start": "zero"}, r"start: unknown 'zero', expected 'prior' or 'identity'"),
     "unknown precision": (lambda _: {"precision": "float31"}, r"precision: unknown 'float31', expected .*float32"),
+    "no truth value": (lambda _: {"method::centre": "maybe"}, r"method: centre: 'maybe' is neither true nor false"),
     "negative seed": (lambda _: {"seed": -1}, r"seed: -1 is no whole number from 0 on"),
     "file in the way": (
         lambda d: {"output_dir": written(d / "file", "mine")},
@@ -253,3 +255,8 @@ def test_command_ends_in_one_line(name: str, tmp_path: Path) -> None:
     assert done.stderr.count("promptreg: ") == 1
     assert "Traceback" not in done.stderr + done.stdout
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("value", "truth"), [("false", False), ("True", True), (False, False), (True, True)])
+def test_words_of_the_command_line_are_truth_values(value: object, truth: bool) -> None:
+    assert Method(centre=value).centre is truth  # type: ignore[arg-type]
