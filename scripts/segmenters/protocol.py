@@ -118,8 +118,9 @@ class Segmenter(Protocol):
 
 
 class Metered:
-    """A segmenter that counts its work: images encoded and prompts decoded, a derivative as `1 + coordinates`
-    decodes.
+    """A segmenter that counts its work.
+
+    A derivative counts as one decode and one more per coordinate, two more where differences are taken.
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
@@ -139,7 +140,8 @@ class Metered:
         return self._segmenter.decode(embedding, prompts)
 
     def decode_jacobian(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        self.counts["decodes"] += len(prompts) * (1 + prompts.coordinates[0].numel())
+        passes = prompts.coordinates[0].numel() * (1 if self.spec.differentiable else 2)
+        self.counts["decodes"] += len(prompts) * (1 + passes)
         return self._segmenter.decode_jacobian(embedding, prompts)
 
 
