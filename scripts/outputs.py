@@ -33,6 +33,8 @@ from .registration import ImageInfo, RegionPairs, Registration
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "segment-anything")  # whose versions a run records
 Depth = type[np.uint8] | type[np.uint16] | type[np.float32]
+# Results whose ending depends on the input, or that are written on request.
+VARYING = ("moved", "regions_moving", "regions_fixed", "probabilities_moving", "probabilities_fixed")
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])  # how NIfTI stores colour
 
 
@@ -47,7 +49,7 @@ def write_outputs(
 
     Args:
         registration: what to write.
-        folder: made if missing; files of an earlier run with the same names are replaced.
+        folder: made if missing; results of an earlier run are replaced, other files stay.
         probabilities: also write the regions' probabilities, `[K, *S]` float16 under "probabilities" in an .npz.
         report: writes the page: called with the registration and the path of "report.html".
     """
@@ -72,6 +74,11 @@ def write_outputs(
         _write_json(staging / "run.json", run_record(registration))
         if report is not None:
             report(registration, staging / "report.html")
+        written = {file.name for file in staging.iterdir()}
+    # What an earlier run left under another ending, or without being asked for now, would be taken for this run's.
+    for file in Path(folder).iterdir():
+        if file.is_file() and file.name.split(".")[0] in VARYING and file.name not in written:
+            file.unlink()
 
 
 def check_writable(folder: str | Path, *, name: str = "output_dir") -> None:

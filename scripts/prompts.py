@@ -77,28 +77,31 @@ def read_given(source: str | Path | Sequence[Any] | None) -> list[dict[str, Any]
 
     Accepted, D = 2 or 3 coordinates per point in array order:
     `[[i, j], ...]` clicks; `[[[i, j], [i, j]], ...]` boxes (first and last corner); or entries, also under the key
-    "prompts" of an object: `{"id": "liver", "point": [i, j]}`, `{"points": [[i, j], ...], "labels": [1, 0, ...]}`,
-    `{"box": [[i, j], [i, j]]}`, `{"mask": "file", "label": 3}` (every label of the mask when "label" is left out).
+    "prompts" of an object, mask paths relative to the file: `{"id": "liver", "point": [i, j]}`, `{"points": [[i, j],
+    ...], "labels": [1, 0, ...]}`, `{"box": [[i, j], [i, j]]}`, `{"mask": "file", "label": 3}` (every label of the mask
+    when "label" is left out).
 
     Raises:
         InputError: when the file is missing or malformed, or an entry has none of these forms.
     """
     if source is None or (isinstance(source, str) and not source):
         return None
+    folder = Path(source).parent if isinstance(source, str | Path) else Path()
     if isinstance(source, str | Path):
         source = _read_json(Path(source))
     if isinstance(source, Mapping):
         source = source.get("prompts", source)
     if not isinstance(source, Sequence) or isinstance(source, str) or not source:
         raise InputError(f"prompts: expected a list with at least one prompt, e.g. [[120, 84]], got {source!r}")
-    return [_entry(item, number) for number, item in enumerate(source, start=1)]
+    entries = [_entry(item, number) for number, item in enumerate(source, start=1)]
+    return [{**e, "mask": str(folder / e["mask"])} if isinstance(e.get("mask"), str) else e for e in entries]
 
 
 def _read_json(file: Path) -> Any:
     if not file.is_file():
         raise InputError(f"prompts: there is no file {file}; give a JSON file or an inline list such as [[120, 84]]")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"prompts: {file} is not valid JSON ({error})") from error
 
@@ -202,7 +205,9 @@ def _from_mask(entry: dict[str, Any], mask: Tensor, name: str) -> list[GivenProm
         raise InputError(f"{name}: the mask {entry['mask']} has the labels {present}, but {wanted or 'one'} is needed")
     boxes = {label: bounding_box(mask == label) for label in wanted}
     ids = {label: str(entry["id"]) if "label" in entry else f"{entry['id']}:{label}" for label in wanted}
-    return [GivenPrompt(ids[label], box, None) for label, box in boxes.items() if box is not None]
+    # Half a voxel outwards: a box spans voxels, not their centres, and a thin structure must not get an empty one.
+    outwards = torch.tensor([[-0.5], [0.5]])
+    return [GivenPrompt(ids[label], box + outwards, None) for label, box in boxes.items() if box is not None]
 
 
 def batched(prompts: list[GivenPrompt]) -> Prompts | None:

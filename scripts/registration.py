@@ -36,8 +36,9 @@ class RegionPairs:
     """K pairs of corresponding regions, one per prompt.
 
     Attributes:
-        moving_prompts, fixed_prompts: K prompts each, voxels of their own image. A given click stays the click it was;
-            `fixed_prompts` of a pair that was not found is where the search ended and must not be used as a result.
+        moving_prompts, fixed_prompts: K prompts each, voxels of their own image. Clicks stay clicks unless they came
+            mixed with boxes; `fixed_prompts` of a pair that was not found is where the search ended and must not be
+            used as a result.
         moving_regions: `[K, *M]` probabilities on the moving image's own grid.
         fixed_regions: `[K, *S]` probabilities on the fixed image's own grid.
         confidence: `[K]` in [0, 1]; 0 for "no correspondence".

@@ -163,3 +163,11 @@ def test_check_writable(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"^output_dir: .*cannot be written"):
             check_writable(path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_results_of_an_earlier_run_under_other_endings_go(tmp_path: Path) -> None:
+    for name in ("moved.tif", "probabilities_fixed.npz", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    write_outputs(make(), tmp_path)
+    assert not (tmp_path / "moved.tif").exists() and not (tmp_path / "probabilities_fixed.npz").exists()
+    assert (tmp_path / "notes.txt").read_text() == "old"

@@ -33,7 +33,9 @@ def parsed(source: Any, shape: tuple[int, ...] = SHAPE, to_voxel: Tensor | None 
     mask[40:43, 5:8] = 7.0
     entries = read_given(source)
     assert entries is not None
-    return given_prompts(entries, shape, to_voxel, {"m.png": mask, "blank.png": torch.zeros(shape)})
+    known = {"m.png": mask, "blank.png": torch.zeros(shape)}
+    masks = {entry["mask"]: known[Path(entry["mask"]).name] for entry in entries if "mask" in entry}
+    return given_prompts(entries, shape, to_voxel, masks)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def parsed(source: Any, shape: tuple[int, ...] = SHAPE, to_voxel: Tensor | None 
         ([{"points": [[12, 8], [13, 9]]}], [[12, 8], [13, 9]], [1, 1]),
         ([{"points": [[12, 8], [13, 9]], "labels": [1, 0]}], [[12, 8], [13, 9]], [1, 0]),
         ([{"box": [[20, 8], [12, 30]]}], [[12, 8], [20, 30]], None),
-        ([{"mask": "m.png", "label": 3}], [[4, 20], [9, 30]], None),
+        ([{"mask": "m.png", "label": 3}], [[3.5, 19.5], [9.5, 30.5]], None),
         ({"prompts": [{"point": [1.5, -0.5]}]}, [[1.5, -0.5]], [1]),
     ],
 )
@@ -67,7 +69,7 @@ def test_no_prompts_mean_sampling(nothing: Any) -> None:
 def test_ids_are_given_or_numbered() -> None:
     prompts = parsed([[1, 2], {"id": "liver", "point": [3, 4]}, {"id": "all", "mask": "m.png"}])
     assert [p.id for p in prompts] == ["1", "liver", "all:3", "all:7"]
-    assert prompts[3].points.tolist() == [[40, 5], [42, 7]]
+    assert prompts[3].points.tolist() == [[39.5, 4.5], [42.5, 7.5]]
 
 
 def test_world_space() -> None:
@@ -232,3 +234,9 @@ def test_sharpness_and_overlap() -> None:
 def test_wrong_sampling(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Sampling(**settings)
+
+
+def test_masks_of_a_file_are_found_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(json.dumps([{"mask": "labels.png"}]), encoding="utf-8-sig")
+    entries = read_given(tmp_path / "p.json")
+    assert entries is not None and entries[0]["mask"] == str(tmp_path / "labels.png")
