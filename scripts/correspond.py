@@ -27,7 +27,15 @@ from .marginalisation import (
 from .prompt_inversion import Inverse, Inversion, invert_prompts, starting_prompts
 from .prompts import GivenPrompt, Prompts
 from .prototypes import centred_features, prototype, region_weights, similarity
-from .region_pairs import Trust, backward_consistency, confidence, consensus_weights, region_centres, soft_dice
+from .region_pairs import (
+    Trust,
+    backward_consistency,
+    confidence,
+    consensus_weights,
+    enough_for_consensus,
+    region_centres,
+    soft_dice,
+)
 from .registration import RegionPairs
 from .segmenters.protocol import Embedding, Segmenter
 
@@ -222,6 +230,7 @@ def pair_up(found: Found, prompts: Prompts, given: list[GivenPrompt], to_moving:
     usable = own >= trust.threshold
     consensus = torch.ones_like(own)
     consensus[usable] = consensus_weights(fixed_centres[usable], moving_centres[usable], own[usable], longest, trust)
+    checked = trust.consensus and enough_for_consensus(int(usable.sum()), fixed_centres.shape[1])
     total = own * consensus
     kept = total >= trust.threshold
     return RegionPairs(
@@ -230,7 +239,7 @@ def pair_up(found: Found, prompts: Prompts, given: list[GivenPrompt], to_moving:
         moving_regions=found.moving_regions,
         fixed_regions=found.fixed_regions,
         confidence=torch.where(kept, total, 0.0),
-        cues={**found.cues, "consensus": consensus},
+        cues=found.cues | ({"consensus": consensus} if checked else {}),
         found=kept,
         ids=tuple(p.id for p in given),
     )

@@ -83,6 +83,11 @@ def region_centres(regions: Tensor) -> Tensor:
     return torch.stack([centroid(region) for region in regions])
 
 
+def enough_for_consensus(pairs: int, dims: int) -> bool:
+    """Whether leaving one pair out leaves more than an affine map needs."""
+    return pairs >= dims + 3
+
+
 def consensus_weights(
     fixed_centres: Tensor, moving_centres: Tensor, weights: Tensor, longest: float, how: Trust
 ) -> Tensor:
@@ -97,7 +102,7 @@ def consensus_weights(
         how: settings.
     """
     n, dims = fixed_centres.shape
-    if not how.consensus or n < dims + 3:
+    if not how.consensus or not enough_for_consensus(n, dims):
         return torch.ones_like(weights)
     points = (fixed_centres / longest).double().cpu().numpy()
     shifts = ((moving_centres - fixed_centres) / longest).double().cpu().numpy()
