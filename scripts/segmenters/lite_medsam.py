@@ -19,6 +19,7 @@ from ..geometry import bounding_box, resize_by_area, scaling_about_corner
 from ..prompts import Prompts
 from .checkpoints import lite_medsam_from_wheel, load_strictly
 from .protocol import Decoded, Embedding, PromptableSegmenter, SegmenterSpec
+from .sam_decoder import decode_masks, image_tokens
 from .tiny_vit import TinyViT
 
 SIZE, GRID, CHANNELS = 256, 64, 256
@@ -46,11 +47,12 @@ class LiteMedSAM(PromptableSegmenter):
         self,
         checkpoint: str | Path | None = None,
         sha256: str | None = None,
-        chunk: int = 2,
+        chunk: int = 4,
         batch: int = 1,
         precision: str = "float32",
+        cache_mb: float = 0,
     ) -> None:
-        super().__init__(chunk, batch, precision)
+        super().__init__(chunk, batch, precision, cache_mb)
         self.image_encoder = TinyViT()
         self.prompt_encoder = PromptEncoder(
             embed_dim=CHANNELS, image_embedding_size=(GRID, GRID), input_image_size=(SIZE, SIZE), mask_in_chans=16
@@ -84,14 +86,8 @@ class LiteMedSAM(PromptableSegmenter):
         with torch.autocast(xy.device.type, enabled=False):  # half precision would move the prompt
             sparse, dense = self.prompt_encoder(points=points, boxes=boxes, masks=None)
             positions = self.prompt_encoder.get_dense_pe()
-        logits, quality = self.mask_decoder(
-            image_embeddings=embedding.features[None],
-            image_pe=positions,
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=False,
-        )
-        return Decoded(logits[:, 0], quality[:, 0])
+        image = image_tokens(embedding.features, dense[0], positions[0])
+        return Decoded(*decode_masks(self.mask_decoder, image, sparse))
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

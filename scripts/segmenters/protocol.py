@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..geometry import identity_points, sample, scaling_about_corner, transform_points
 from ..prompts import Prompts
+from .cache import BoundedCache, image_key
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 Logits = Callable[[Tensor], Tensor]
@@ -64,6 +65,11 @@ class Embedding:
     to_model: Tensor
     valid: tuple[int, ...]
     input_size: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the grids."""
+        return sum(level.numel() * level.element_size() for level in self.levels)
 
     @property
     def features(self) -> Tensor:
@@ -149,16 +155,18 @@ class PromptableSegmenter(nn.Module, ABC):
     """A segmentation model conditioned on prompts: `encode` once per image, `decode` per prompt.
 
     Args:
-        chunk: prompts decoded at once; bounds memory. Two are fastest on one CPU core, a GPU wants more.
+        chunk: prompts decoded at once; bounds memory. Four are fastest on one CPU core, a GPU wants more.
         batch: images encoded at once, likewise (one on a CPU).
         precision: dtype of the encoder's and decoder's arithmetic, e.g. "float32", "bfloat16", "float16".
+        cache_mb: embeddings of the images encoded last are kept up to this many megabytes; 0 keeps none.
     """
 
     spec: SegmenterSpec
     checkpoint: str | Path = ""
 
-    def __init__(self, chunk: int = 2, batch: int = 1, precision: str = "float32") -> None:
+    def __init__(self, chunk: int = 4, batch: int = 1, precision: str = "float32", cache_mb: float = 0) -> None:
         super().__init__()
+        self.cache: BoundedCache[Embedding] = BoundedCache(int(cache_mb * 2**20))
         if precision not in PRECISIONS:
             raise InputError(f"precision: unknown '{precision}', expected one of {list(PRECISIONS)}")
         if chunk < 1 or batch < 1:
@@ -198,7 +206,18 @@ class PromptableSegmenter(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, images: list[Tensor]) -> list[Embedding]:
-        """Embed images `[C, *S]` (sizes may differ), `batch` at a time."""
+        """Embed images `[C, *S]` (sizes may differ), `batch` at a time; those in the cache are not encoded again."""
+        if not self.cache.limit:
+            return self._embed(images)
+        keys = [image_key(image) for image in images]
+        found = {key: self.cache.get(key) for key in keys}
+        new = {key: image for key, image in zip(keys, images, strict=True) if found[key] is None}
+        embedded = dict(zip(new, self._embed(list(new.values())), strict=True)) if new else {}
+        for key, embedding in embedded.items():
+            self.cache.put(key, embedding, embedding.nbytes)
+        return [embedded.get(key) or found[key] for key in keys]  # type: ignore[misc]  # one of the two is there
+
+    def _embed(self, images: list[Tensor]) -> list[Embedding]:
         prepared = [self.prepare(image.to(self.device)) for image in images]
         inputs = torch.stack([inputs for inputs, _, _ in prepared])
         with self._autocast():
@@ -206,7 +225,7 @@ class PromptableSegmenter(nn.Module, ABC):
         levels = [torch.cat(level) for level in zip(*parts, strict=True)]
         return [
             Embedding(
-                levels=tuple(level[n].float() for level in levels),
+                levels=tuple(level[n].float().clone() for level in levels),  # a view would keep the whole batch
                 image_shape=tuple(image.shape[1:]),
                 to_model=to_model,
                 valid=valid,

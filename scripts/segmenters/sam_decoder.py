@@ -1,0 +1,142 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""SAM's mask decoder for many prompts on one image, with the same weights and result at less than half the work.
+
+`segment_anything.MaskDecoder` projects every position of the image for every prompt and attention (Kirillov et al. 2023,
+appendix A). A prompt has few tokens T and the image thousands of positions, so here each projection is moved to the
+tokens' side, which is exact algebra:
+
+    (q W_q)(x W_k)^T = (q W_q W_k^T) x^T         softmax(..) (x W_v) W_o = (softmax(..) x) W_v W_o
+
+The first layer sees the same image for all prompts, and the upscaling keeps channels last, so nothing large is copied.
+Plain matrix products only: differentiable in forward mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from segment_anything.modeling import MaskDecoder
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """An image as the decoder's tokens, shared by all prompts.
+
+    Attributes:
+        keys: `[P, C]`, P positions; position: `[P, C]` their encoding.
+        size: `(h, w)` with h w = P.
+    """
+
+    keys: Tensor
+    position: Tensor
+    size: tuple[int, int]
+
+
+def image_tokens(features: Tensor, dense: Tensor, position: Tensor) -> ImageTokens:
+    """Tokens of an image.
+
+    Args:
+        features: `[C, h, w]`; dense: `[C, h, w]` embedding of the mask prompt, here that of no mask.
+        position: `[C, h, w]` positional encoding.
+    """
+    size = (int(features.shape[1]), int(features.shape[2]))
+    return ImageTokens((features + dense).flatten(1).T.contiguous(), position.flatten(1).T.contiguous(), size)
+
+
+def decode_masks(decoder: MaskDecoder, image: ImageTokens, sparse: Tensor) -> tuple[Tensor, Tensor]:
+    """First mask and its predicted quality for each prompt, as `MaskDecoder(multimask_output=False)`.
+
+    Args:
+        decoder: SAM's, with weights.
+        image: see `image_tokens`.
+        sparse: `[N, T', C]` prompt tokens.
+
+    Returns:
+        logits `[N, 4h, 4w]`, quality `[N]`.
+    """
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    prompts = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+    queries, keys = prompts, image.keys
+    for block in decoder.transformer.layers:
+        queries, keys = _block(block, queries, keys, prompts, image.position)
+    final = decoder.transformer.final_attn_token_to_image
+    queries = queries + _tokens_to_image(final, queries + prompts, keys, keys + image.position)
+    queries = decoder.transformer.norm_final_attn(queries)
+    weights = decoder.output_hypernetworks_mlps[0](queries[:, 1])
+    logits = _upscaled(decoder, keys.expand(len(sparse), -1, -1), weights, image.size)
+    return logits, decoder.iou_prediction_head(queries[:, 0])[:, 0]
+
+
+def _block(
+    block: TwoWayAttentionBlock, queries: Tensor, keys: Tensor, prompts: Tensor, position: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One layer: tokens attend to themselves and to the image, then the image to the tokens.
+
+    `keys` is `[P, C]` while it is common to all prompts, and `[N, P, C]` afterwards.
+    """
+    if block.skip_first_layer_pe:
+        queries = block.self_attn(q=queries, k=queries, v=queries)
+    else:
+        placed = queries + prompts
+        queries = queries + block.self_attn(q=placed, k=placed, v=queries)
+    queries = block.norm1(queries)
+    placed_keys = keys + position
+    queries = queries + _tokens_to_image(block.cross_attn_token_to_image, queries + prompts, keys, placed_keys)
+    queries = block.norm2(queries)
+    queries = block.norm3(queries + block.mlp(queries))
+    keys = keys + _image_to_tokens(block.cross_attn_image_to_token, placed_keys, queries + prompts, queries)
+    return queries, block.norm4(keys)
+
+
+def _tokens_to_image(attention: Attention, queries: Tensor, keys: Tensor, placed: Tensor) -> Tensor:
+    """Attention of tokens `[N, T, C]` to image positions: values from `keys`, weights from `placed`."""
+    heads = attention.num_heads
+    q = _split(attention.q_proj(queries), heads)  # [N, T, H, d]
+    w_k, w_v = (_split(layer.weight.T, heads) for layer in (attention.k_proj, attention.v_proj))  # [C, H, d]
+    asked = torch.einsum("nthd,chd->nhtc", q, w_k) / q.shape[-1] ** 0.5
+    # The bias of k_proj adds the same to every position, which the softmax takes out again.
+    weights = torch.softmax(asked.flatten(1, 2) @ placed.transpose(-1, -2), dim=-1)
+    seen = (weights @ keys).unflatten(1, (heads, -1))  # [N, H, T, C]
+    values = torch.einsum("nhtc,chd->nthd", seen, w_v).flatten(2) + attention.v_proj.bias
+    return attention.out_proj(values)
+
+
+def _image_to_tokens(attention: Attention, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of image positions to tokens `[N, T, C]`: `[N, P, C]`."""
+    heads = attention.num_heads
+    k, v = _split(attention.k_proj(keys), heads), _split(attention.v_proj(values), heads)  # [N, T, H, d]
+    w_q = _split(attention.q_proj.weight.T, heads)  # [C, H, d]
+    b_q = attention.q_proj.bias.unflatten(0, (heads, -1))
+    asked = torch.einsum("nthd,chd->nhtc", k, w_q) / k.shape[-1] ** 0.5
+    offset = torch.einsum("nthd,hd->nht", k, b_q) / k.shape[-1] ** 0.5
+    scores = (asked.flatten(1, 2) @ placed.transpose(-1, -2)).unflatten(1, (heads, -1)) + offset[..., None]
+    weights = torch.softmax(scores, dim=2).flatten(1, 2)  # [N, H T, P]
+    given = torch.einsum("nthd,chd->nhtc", v, attention.out_proj.weight.unflatten(1, (heads, -1))).flatten(1, 2)
+    return weights.transpose(1, 2) @ given + attention.out_proj.bias
+
+
+def _upscaled(decoder: MaskDecoder, keys: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
+    """Mask logits `[N, 4h, 4w]`: image tokens `[N, P, C]`, four times finer, times each prompt's `[N, c]`.
+
+    A transposed convolution whose stride is its size is a matrix product per position.
+    """
+    first, norm, activation, second, last = decoder.output_upscaling
+
+    def finer(x: Tensor, layer: torch.nn.ConvTranspose2d) -> Tensor:
+        kernel = layer.weight.permute(0, 2, 3, 1)  # [C, 2, 2, c]
+        return (x @ kernel.flatten(1)).unflatten(-1, (4, -1)) + layer.bias
+
+    x = finer(keys, first)  # [N, P, 4, c]
+    x = activation(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+    x = last(finer(x, second))  # [N, P, 4, 4, c']
+    masks = (x.flatten(1, 3) @ weights[:, :, None]).unflatten(1, (*size, 2, 2, 2, 2))[..., 0]
+    # Rows are h, then the first and the second refinement's row.
+    return masks.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 6).flatten(1, 3)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1))
