@@ -41,6 +41,13 @@ def _is_users(error: BaseException) -> bool:
     )
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line: the innermost wrong input in the chain of causes, else the error itself."""
+    wrong = next((e for e in _chain(error) if _is_users(e)), error)
+    text = " ".join(str(wrong).split())
+    return text if _is_users(wrong) else f"{type(wrong).__name__}: {text}"
+
+
 def one_line_errors() -> None:
     """From now on an uncaught `InputError` ends the process with its message alone instead of a traceback.
 

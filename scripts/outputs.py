@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .atomic import write_text_atomically
 from .errors import InputError
 from .fields import write_field
 from .images import JPEG, TIFF, lps_flip, nifti_image
@@ -54,7 +55,7 @@ def write_outputs(
         report: writes the page: called with the registration and the path of "report.html".
     """
     moving_info, fixed_info, pairs = registration.moving_info, registration.fixed_info, registration.pairs
-    with _staging(Path(folder)) as staging:
+    with staging_folder(Path(folder)) as staging:
         suffix = output_suffix(fixed_info, labels=False, source=registration.moving)
         write_image(registration.moved, fixed_info, staging / f"moved{suffix}", source=registration.moving)
         write_field(staging / "ddf.nii.gz", registration.ddf, registration.to_moving, fixed_info, moving_info)
@@ -70,8 +71,8 @@ def write_outputs(
                 kept = regions * shown.to(regions).reshape(-1, *[1] * (regions.ndim - 1))
                 values = kept.detach().cpu().numpy().astype(np.float16)
                 np.savez_compressed(staging / f"probabilities_{side}.npz", probabilities=values)
-        _write_json(staging / "prompts.json", prompts_record(pairs, moving_info, fixed_info))
-        _write_json(staging / "run.json", run_record(registration))
+        write_json(staging / "prompts.json", prompts_record(pairs, moving_info, fixed_info))
+        write_json(staging / "run.json", run_record(registration))
         if report is not None:
             report(registration, staging / "report.html")
         written = {file.name for file in staging.iterdir()}
@@ -92,7 +93,7 @@ def check_writable(folder: str | Path, *, name: str = "output_dir") -> None:
     folder = Path(folder)
     try:
         missing = _missing(folder)
-        with _staging(folder):
+        with staging_folder(folder):
             pass
     except OSError as error:
         reason = error.strerror or error
@@ -232,8 +233,10 @@ def _prompt(prompts: Prompts, k: int, info: ImageInfo) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, record: Any) -> None:
-    path.write_text(json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+def write_json(path: Path, record: Any) -> None:
+    """Write a record, whole or not at all."""
+    text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text_atomically(path, text)
 
 
 def plain(value: Any) -> Any:
@@ -250,7 +253,7 @@ def plain(value: Any) -> Any:
 
 
 @contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
+def staging_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, whose files move to `folder` in the end; without it, on an error, nothing remains.
 
     It lies inside `folder`, so that a move is a renaming and no other folder has to be writable.

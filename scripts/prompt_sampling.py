@@ -146,7 +146,7 @@ def stable_boxes(
     )
 
     first = embedding.to_image(segmenter.decode(embedding, boxes).logits) > 0
-    again = _boxes_of(first, boxes, how.margin, embedding.image_shape)
+    again = boxes_of(first, boxes, how.margin, embedding.image_shape)
     decoded = segmenter.decode(embedding, again)
     second = embedding.to_image(decoded.logits) > 0
     stability = intersection_over_union(first, second) * sharpness(decoded.logits) * decoded.quality.clamp(0, 1)
@@ -154,7 +154,7 @@ def stable_boxes(
     share = second.flatten(1).float().mean(1)
     # Neither specks (a quarter of the smallest box) nor the background.
     plausible = (share > 0.25 * how.sizes[0] ** len(shape)) & (share < 0.6)
-    final = _boxes_of(second, again, how.margin, embedding.image_shape).coordinates
+    final = boxes_of(second, again, how.margin, embedding.image_shape).coordinates
     kept: list[int] = []
     covered = torch.zeros(prod(image.shape[1:]), device=device)
     flat = second.flatten(1).float()
@@ -174,7 +174,7 @@ def stable_boxes(
     return [GivenPrompt(str(rank), final[k].cpu(), None) for rank, k in enumerate(kept, start=1)]
 
 
-def _boxes_of(masks: Tensor, fallback: Prompts, margin: float, shape: tuple[int, ...]) -> Prompts:
+def boxes_of(masks: Tensor, fallback: Prompts, margin: float, shape: tuple[int, ...]) -> Prompts:
     """Boxes around masks `[N, *S]`, enlarged by `margin`; the fallback's where a mask is (nearly) empty."""
     corners = fallback.coordinates.clone()
     for k, mask in enumerate(masks):
@@ -210,7 +210,7 @@ def promote_clicks(segmenter: Segmenter, embedding: Embedding, clicks: list[Give
         tried = tried.to(embedding.features.device)
         decoded = segmenter.decode(embedding, tried)
         masks = embedding.to_image(decoded.logits) > 0
-        tight = _boxes_of(masks, tried, how.margin, embedding.image_shape)
+        tight = boxes_of(masks, tried, how.margin, embedding.image_shape)
         hits = sample(masks.float(), click.points.T.to(masks.device), mode="nearest", padding="border").cpu() > 0.5
         right = (hits == (click.labels == 1)).float().mean(1).to(masks.device)
         score = right**4 * sharpness(decoded.logits) * decoded.quality.clamp(0, 1) * _box_agreement(tried, tight).sqrt()

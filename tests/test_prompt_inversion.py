@@ -187,7 +187,7 @@ def test_confident_starts_take_no_steps() -> None:
     assert torch.equal(found.prompts.coordinates, arguments[3].coordinates)
 
 
-def test_carried_starts_are_the_boxes_of_the_carried_region() -> None:
+def test_carried_starts_are_theboxes_of_the_carried_region() -> None:
     toy = DiscSegmenter()
     fixed = toy.encode([scene((64, 64), (32.0, 40.0), 10.0)])[0]
     carried = torch.zeros(1, 64, 64)
