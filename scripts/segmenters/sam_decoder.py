@@ -2,8 +2,8 @@
 """SAM's mask decoder for many prompts on one image, with the same weights and result at less than half the work.
 
 `segment_anything.MaskDecoder` projects every position of the image for every prompt and attention (Kirillov et al.,
-2023, appendix A). A prompt has few tokens T and the image thousands of positions, so here each projection is moved to the
-tokens' side, which is exact algebra:
+2023, appendix A). A prompt has few tokens T and the image thousands of positions, so here each projection is moved to
+the tokens' side, which is exact algebra:
 
     (q W_q)(x W_k)^T = (q W_q W_k^T) x^T         softmax(..) (x W_v) W_o = (softmax(..) x) W_v W_o
 
