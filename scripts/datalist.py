@@ -124,13 +124,13 @@ def _entry(path: Path, name: str, content: dict[str, Any], pair: dict[str, Any])
     if ("fixed_landmarks" in pair) != ("moving_landmarks" in pair):
         raise InputError(f"datalist: {path}: pair '{pair['id']}' has landmarks on one side only; give both or none")
     roles = ("fixed", "moving", *([] if pair.get("no_truth") else TRUTH))
-    spacing = tuple(pair["spacing"]) if pair.get("spacing") else None
+    sizes = {key: tuple(map(float, pair[key])) for key in ("spacing", "moving_spacing") if pair.get(key)}
     return PairEntry(
         id=pair["id"],
         set=name,
         unit=str(content.get("unit", "mm")),
         files={role: path.parent / pair[role] for role in roles if pair.get(role)},
-        spacing=spacing,
-        moving_spacing=tuple(pair["moving_spacing"]) if pair.get("moving_spacing") else spacing,
+        spacing=sizes.get("spacing"),
+        moving_spacing=sizes.get("moving_spacing", sizes.get("spacing")),
         groups={str(group): list(labels) for group, labels in (content.get("label_groups") or {}).items()},
     )

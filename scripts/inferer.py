@@ -7,6 +7,7 @@ Registers a moving image to a fixed one by corresponding prompts (Huang et al., 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,9 +31,12 @@ from .prompt_sampling import Sampling, promote_clicks, sample_prompts
 from .prompts import GivenPrompt, Prompts, batched
 from .registration import RegionPairs, Registration
 from .request import PairRequest
+from .same_scene import SameScene
 from .scene import Scene, View
 from .segmenters.protocol import Embedding, Metered, Segmenter
-from .transformations import Grid
+from .transformations import Grid, Transformation
+
+logger = logging.getLogger(__name__)
 
 
 class PromptRegInferer(Inferer):
@@ -42,6 +46,7 @@ class PromptRegInferer(Inferer):
         sampling: how prompts are sampled when none are given.
         method: settings of the correspondence.
         prior_objective, prior_fit: the coarse prior, a fit without region pairs.
+        same_scene: the rival hypothesis, that both images show one scene; None leaves it out (paper).
         objective, fit: the final fit.
         start: "prior" (the final fit starts at the coarse prior) or "identity" (paper).
         prealignment: how fixed and moving voxels are related before anything is fitted: "world" or "centre".
@@ -57,6 +62,7 @@ class PromptRegInferer(Inferer):
         prior_fit: Fit,
         objective: Objective,
         fit: Fit,
+        same_scene: SameScene | None = None,
         *,
         start: str = "prior",
         prealignment: str = "world",
@@ -71,6 +77,7 @@ class PromptRegInferer(Inferer):
         self.sampling, self.method, self.seed = sampling, method, seed
         self.prior_objective, self.prior_fit = prior_objective, prior_fit
         self.objective, self.fit, self.start = objective, fit, start
+        self.same_scene = same_scene
         self.prealignment, self.progress = prealignment, as_bool(progress, "progress")
         for of, schedule in ((prior_objective, prior_fit), (objective, fit)):
             of.check([level.controls for level in schedule.levels])
@@ -106,6 +113,10 @@ class PromptRegInferer(Inferer):
             with clock("coarse prior"):
                 scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
                 coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
+            with clock("one scene or two"):
+                one_scene = self._one_scene(scene, grid, to_moving, coarse)
+                if one_scene is not None:
+                    to_moving, coarse = one_scene
                 prior = Prior(coarse(grid), coarse.inverse(grid), to_moving)
             with clock("prompts on the moving image"):
                 given = request.prompts or sample_prompts(
@@ -121,8 +132,13 @@ class PromptRegInferer(Inferer):
                     replace(scene.moving, regions=pairs.moving_regions),
                     pairs.confidence,
                 )
-                initial = coarse if self.start == "prior" else None
-                transformation = fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=initial)
+                if one_scene is not None:
+                    transformation = coarse  # edges are more precise than regions
+                else:
+                    initial = coarse if self.start == "prior" else None
+                    transformation = fit_transformation(
+                        scene, grid, to_moving, self.objective, self.fit, initial=initial
+                    )
                 ddf, inverse = transformation(grid), transformation.inverse(grid)
         return Registration(
             fixed=request.fixed,
@@ -139,6 +155,19 @@ class PromptRegInferer(Inferer):
             counts=segmenter.counts,
             settings=self.settings(network),
         )
+
+    def _one_scene(
+        self, scene: Scene, grid: Grid, to_moving: Tensor, coarse: Transformation
+    ) -> tuple[Tensor, Transformation] | None:
+        """Where edges lead, if they agree better there than where features lead; else None."""
+        if self.same_scene is None:
+            return None
+        matrix, deformation = self.same_scene.propose(scene, grid, to_moving)
+        rival = fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=coarse)
+        by_edges = self.same_scene.agreement(scene, grid, matrix, deformation(grid))
+        by_features = self.same_scene.agreement(scene, grid, to_moving, rival(grid))
+        logger.info("agreement of edges: %.3f as one scene, %.3f by features", by_edges, by_features)
+        return (matrix, deformation) if by_edges > by_features else None
 
     def _check(self, request: PairRequest, network: Segmenter) -> None:
         dims = request.fixed.ndim - 1
@@ -166,6 +195,7 @@ class PromptRegInferer(Inferer):
             "prior": {"objective": self.prior_objective.terms, "fit": asdict(self.prior_fit)},
             "objective": self.objective.terms,
             "fit": asdict(self.fit),
+            "same_scene": None if self.same_scene is None else self.same_scene.settings(),
         }
 
 
@@ -204,7 +234,7 @@ def with_clicks(pairs: RegionPairs, given: list[GivenPrompt], found: Prior) -> R
 class Clock:
     """Wall time by stage, with a progress bar."""
 
-    STAGES = 5
+    STAGES = 6
 
     def __init__(self, progress: bool) -> None:
         self.seconds: dict[str, float] = {}

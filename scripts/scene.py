@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,11 +21,13 @@ class View:
         image: `[1, *S]` grey values in [0, 1].
         embedding: of the same image.
         regions: `[K, *S]` soft regions in [0, 1], in the order of the pairs.
+        shown: `[*S]` bool, where the image shows what can be compared; None: everywhere.
     """
 
     image: Tensor
     embedding: Embedding
     regions: Tensor
+    shown: Tensor | None = None
 
     @classmethod
     def plain(cls, raw: Tensor, embedding: Embedding) -> View:
@@ -48,6 +51,29 @@ class Scene:
     moving: View
     confidence: Tensor = field(default_factory=lambda: torch.zeros(0))
     to_moving: Tensor | None = None
+
+    def coverage(self, points: Tensor) -> Callable[[Tensor], Tensor]:
+        """Which places count: inside the moving image, and where both images show something.
+
+        Args:
+            points: `[D, *grid]` fixed voxels of a grid.
+
+        Returns:
+            a function from moving voxels `[D, *grid]` to `[*grid]` in {0, 1}, a constant for derivatives.
+        """
+        last = torch.tensor(self.moving.image.shape[1:], device=points.device).reshape(-1, *[1] * len(points)) - 1
+        anchor = None if self.fixed.shown is None else sample(self.fixed.shown[None].float(), points)[0] > 0.5
+
+        @torch.no_grad()
+        def covered(moved: Tensor) -> Tensor:
+            inside = ((moved >= 0) & (moved <= last)).all(0)
+            if anchor is not None:
+                inside = inside & anchor
+            if self.moving.shown is not None:
+                inside = inside & (sample(self.moving.shown[None].float(), moved)[0] > 0.5)
+            return inside.to(moved)
+
+        return covered
 
     def moving_points(self, points: Tensor) -> Tensor:
         """Where fixed voxels `[D, *grid]` start on the moving image."""

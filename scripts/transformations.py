@@ -224,11 +224,21 @@ class StationaryVelocity(FreeForm):
             field = compose(field, field)
         return field
 
+    def _integrated(self, grid: Grid, sign: int) -> Tensor:
+        # Four samples per control interval carry the field; finer grids interpolate between them.
+        controls = max(self.coefficients.shape[1:]) - self.degree
+        coarse = grid.coarsened(min(max(grid.shape), 4 * controls + 1))
+        field = self._exponential(sign * self.span(coarse)) / coarse.voxels_per_unit(self.coefficients.device)
+        if coarse.shape != grid.shape:
+            between = [spline_basis(n, m, 1) for n, m in zip(grid.shape, coarse.shape, strict=True)]
+            field = apply_along_axes(between, field)
+        return field * grid.voxels_per_unit(field.device)
+
     def forward(self, grid: Grid) -> Tensor:
-        return self._exponential(self.span(grid))
+        return self._integrated(grid, 1)
 
     def inverse(self, grid: Grid) -> Tensor:
-        return self._exponential(-self.span(grid))
+        return self._integrated(grid, -1)
 
 
 class Composite(Transformation):

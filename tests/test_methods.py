@@ -136,7 +136,10 @@ def registered(name: str, request: PairRequest) -> Mapped:
     return METHODS[name](request)
 
 
-@pytest.mark.parametrize("name", METHODS)
+# ITK takes half a minute to load what elastix needs.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("elastix") else n for n in METHODS]
+)
 @pytest.mark.parametrize("pair", [pair_2d, pair_3d])
 def test_points_are_the_tools_own_map(
     name: str, pair: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -252,7 +255,9 @@ def test_greedy_registers_thin_volumes() -> None:
     assert torch.isfinite(METHODS["greedy_ncc"](thin).points).all()
 
 
-@pytest.mark.parametrize("name", ["ants_affine", "niftyreg_aladin", "greedy_affine", "elastix_affine"])
+@pytest.mark.parametrize(
+    "name", ["ants_affine", "niftyreg_aladin", "greedy_affine", pytest.param("elastix_affine", marks=pytest.mark.slow)]
+)
 def test_failure_has_the_tools_last_words(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     wrong = {
         "ants_affine": replace(METHODS["ants_affine"], type_of_transform="Nonsense"),

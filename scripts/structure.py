@@ -1,0 +1,107 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Structure of an image that survives a change of modality: where its edges run, whatever their sign or height.
+
+At each voxel the gradient's component along a few fixed directions, without its sign, relative to the strength of all
+gradients around (after the channel features of oriented gradients of Ye et al. 2019 and the histograms of Dalal and
+Triggs 2005). Images of one place agree in it across sensors, stains and contrasts.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import torch
+from monai.networks.layers import GaussianFilter
+from scipy import ndimage
+from torch import Tensor
+
+
+def directions(dims: int, count: int = 8) -> Tensor:
+    """Unit vectors `[n, dims]` spread over all orientations, one per axis line: `count` in 2-D, 13 in 3-D."""
+    if dims == 2:
+        angle = torch.arange(count) * math.pi / count
+        return torch.stack([angle.cos(), angle.sin()], 1)
+    lines = [v for v in product((-1, 0, 1), repeat=dims) if v > (0,) * dims]
+    return torch.nn.functional.normalize(torch.tensor(lines, dtype=torch.float32), dim=1)
+
+
+def gaussian(maps: Tensor, sigma: float) -> Tensor:
+    """Smoothed maps `[C, *S]`; the border's values continue outside."""
+    dims, reach = maps.ndim - 1, max(1, math.ceil(3 * sigma))
+    reach = min(reach, min(maps.shape[1:]) - 1)
+    padded = torch.nn.functional.pad(maps[None], [reach] * 2 * dims, mode="replicate")
+    inner = (..., *(slice(reach, -reach) for _ in range(dims)))
+    return GaussianFilter(dims, sigma, truncated=3.0).to(maps)(padded)[inner][0]
+
+
+def oriented_gradients(
+    image: Tensor,
+    *,
+    sigma: float = 1.0,
+    local: float = 3.0,
+    frame: Tensor | None = None,
+) -> Tensor:
+    """How strong an image's edges are across each of a few directions, relative to the edges around.
+
+    Args:
+        image: `[1, *S]` grey values.
+        sigma: voxels of smoothing before gradients are taken.
+        local: voxels of the neighbourhood that strengths are relative to.
+        frame: `[D, D]` linear map A from another grid's directions to this one's: strengths are told along the other
+            grid's directions (chain rule: its gradient is A^T times this one's). None: the own grid.
+
+    Returns:
+        `[n, *S]`, non-negative, of order one at edges and near zero where there are none.
+    """
+    dims = image.ndim - 1
+    slopes = torch.stack(torch.gradient(gaussian(image, sigma)[0]))
+    if frame is not None:
+        slopes = torch.tensordot(frame.T.to(slopes), slopes, dims=1)
+    around = gaussian(slopes.square().sum(0, keepdim=True), local).clamp(min=0).sqrt()
+    along = torch.tensordot(directions(dims).to(slopes), slopes, dims=1).abs()
+    return along / (around + 0.1 * around.mean() + 1e-12)
+
+
+def shown(image: Tensor, *, tolerance: float = 0.04, margin: int = 0) -> Tensor:
+    """Where an image `[1, *S]` shows something: bool `[*S]`, without dark regions that touch its border.
+
+    The edge of a round field of view or of a padded picture is no structure of what is seen, but agrees perfectly with
+    itself.
+
+    Args:
+        tolerance: how dark, relative to the range of grey values up to their 99th percentile.
+        margin: voxels that are left out beside such regions as well.
+    """
+    values = image[0].cpu().numpy()
+    low, high = values.min(), np.quantile(values, 0.99)
+    parts, _ = ndimage.label(values <= low + tolerance * (high - low))
+    border = [np.take(parts, end, axis=axis).ravel() for axis in range(values.ndim) for end in (0, -1)]
+    dark = np.isin(parts, np.setdiff1d(np.concatenate(border), [0]))
+    if margin and dark.any():
+        dark = ndimage.binary_dilation(dark, iterations=margin)
+    return torch.from_numpy(~dark).to(image.device)
+
+
+def standing_view(fixed: Tensor, moving: Tensor, *, still: float = 0.002) -> tuple[Tensor, Tensor] | None:
+    """What two images show within a surround that stands still while the content moves.
+
+    A dark surround whose edge has the same place in both images belongs to the camera (a round field of view), not to
+    what is seen, and agrees perfectly with itself. One whose edge moves is the subject's outline and is left alone.
+
+    Args:
+        fixed, moving: `[1, *S]` grey values.
+        still: mean displacement of the edge that counts as none, relative to the longest side.
+
+    Returns:
+        masks `[*S]` of what each image shows, its edge left out; None where there is no such surround.
+    """
+    if fixed.shape != moving.shape:
+        return None
+    first, second = shown(fixed).cpu().numpy(), shown(moving).cpu().numpy()
+    edge = (first & ~ndimage.binary_erosion(first, border_value=1)).sum()
+    if edge < min(fixed.shape[1:]) or (first != second).sum() > still * max(fixed.shape[1:]) * edge:
+        return None
+    margin = max(1, round(max(fixed.shape[1:]) / 40))
+    return shown(fixed, margin=margin), shown(moving, margin=margin)
