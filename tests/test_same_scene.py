@@ -1,0 +1,124 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Edges find one scene again, however far it has moved and whatever its contrast; two scenes are not taken for one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from skimage import data
+from torch import Tensor
+from toy import DiscSegmenter
+
+from scripts.correspondence import Fit, Level
+from scripts.geometry import identity_points, resize_by_area, sample, transform_points
+from scripts.global_search import GlobalSearch, search_starts
+from scripts.objectives import Objective
+from scripts.same_scene import SameScene
+from scripts.scene import Scene, View
+from scripts.structure import oriented_gradients, shown, standing_view
+from scripts.transformations import Grid
+
+SIZE = 160
+
+
+def retina() -> Tensor:
+    """`[1, 240, 240]` of a real retinal photograph, in [0, 1], whose middle shows vessels to every side."""
+    grey = torch.from_numpy(data.retina()[..., 1].astype("float32"))[None, 230:1190, 230:1190] / 255
+    return resize_by_area(grey, (240, 240))
+
+
+def similarity(degrees: float, scale: float, shift: tuple[float, float]) -> Tensor:
+    """Matrix from fixed to moving voxels that turns and scales about the centre, then shifts."""
+    angle, middle = math.radians(degrees), torch.tensor([(SIZE - 1) / 2] * 2)
+    matrix = torch.eye(3)
+    matrix[:2, :2] = scale * torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix[:2, 2] = middle - matrix[:2, :2] @ middle + torch.tensor(shift)
+    return matrix
+
+
+def pair(truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Fixed and moving view `[1, SIZE, SIZE]` of one retina; the moving one has its contrast inverted."""
+    whole, corner = retina(), 40.0
+    points = identity_points((SIZE, SIZE))
+    moving = sample(whole, points + corner, padding="border")
+    fixed = sample(whole, transform_points(truth, points) + corner, padding="border")
+    return fixed, 1 - moving**0.7
+
+
+def error(found: Tensor, truth: Tensor) -> float:
+    """Mean distance at the corners of the middle, moving voxels."""
+    corners = torch.tensor([[40.0, 40.0, 120.0, 120.0], [40.0, 120.0, 40.0, 120.0]])
+    return (transform_points(found, corners) - transform_points(truth, corners)).norm(dim=0).mean().item()
+
+
+def test_structure_does_not_know_contrast() -> None:
+    image = retina()
+    first, second = oriented_gradients(image), oriented_gradients(1 - 0.3 * image)
+    assert first.shape == (8, 240, 240) and first.amin() >= 0
+    assert torch.allclose(first, second, atol=2e-3)
+    # One step of eight is 22.5 degrees: a quarter turn moves every direction by four.
+    turned = oriented_gradients(image.rot90(1, (1, 2)))
+    assert torch.allclose(turned.roll(4, 0), first.rot90(1, (1, 2)), atol=2e-3)
+
+
+def test_a_frame_turns_the_directions() -> None:
+    image = retina()
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    assert torch.allclose(oriented_gradients(image, frame=quarter), oriented_gradients(image).roll(4, 0), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "scale", "shift"),
+    [(0.0, 1.0, (0.0, 0.0)), (0.0, 1.0, (-50.0, 20.0)), (17.0, 1.0, (20.0, 15.0)), (-8.0, 1.15, (5.0, -25.0))],
+)
+def test_the_search_finds_large_motion(degrees: float, scale: float, shift: tuple[float, float]) -> None:
+    truth = similarity(degrees, scale, shift)
+    fixed, moving = pair(truth)
+    grid = Grid((SIZE, SIZE), (1.0, 1.0))
+    best = search_starts(fixed, moving, grid, torch.eye(3), GlobalSearch())[0]
+    assert error(best.matrix, truth) < 6.0  # half a step is 2.5 degrees and 5 % of scale, each 2.5 px at the corners
+
+
+def scene_of(fixed: Tensor, moving: Tensor) -> Scene:
+    embeddings = DiscSegmenter().encode([255 * fixed, 255 * moving])
+    return Scene(View.plain(255 * fixed, embeddings[0]), View.plain(255 * moving, embeddings[1]))
+
+
+def hypothesis() -> SameScene:
+    terms = [{"term": "structure"}]
+    return SameScene(
+        search=GlobalSearch(),
+        align=Objective(terms),
+        align_fit=Fit(kind="affine", levels=[Level(128, 0, 30), Level(160, 0, 20)]),
+        objective=Objective([*terms, {"term": "lncc"}]),
+        fit=Fit(smoothness=0.1, step=0.005, levels=[Level(160, 8, 20)]),
+    )
+
+
+def test_one_scene_is_aligned_to_a_fraction_of_a_voxel_and_believed() -> None:
+    truth = similarity(6.0, 1.05, (-38.0, 22.0))
+    fixed, moving = pair(truth)
+    scene, grid, same = scene_of(fixed, moving), Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis()
+    matrix, deformation = same.propose(scene, grid, torch.eye(3))
+    ddf = deformation(grid)
+    points = torch.tensor([[60.0, 80.0, 110.0], [50.0, 90.0, 70.0]])
+    carried = transform_points(matrix, points + sample(ddf, points))
+    assert (carried - transform_points(truth, points)).norm(dim=0).max() < 0.5
+    still = torch.zeros(2, SIZE, SIZE)
+    assert same.agreement(scene, grid, matrix, ddf) > 0.5
+    assert same.agreement(scene, grid, torch.eye(3), still) < 0.2
+    assert same.agreement(scene, grid, truth, still) == pytest.approx(same.agreement(scene, grid, matrix, ddf), abs=0.1)
+
+
+def test_a_surround_that_stands_still_is_not_looked_at() -> None:
+    round_view = (identity_points((SIZE, SIZE)) - SIZE / 2).norm(dim=0) < 70
+    fixed, moving = pair(similarity(0.0, 1.0, (12.0, 0.0)))
+    masks = standing_view((fixed + 0.1) * round_view, (moving + 0.1) * round_view)
+    assert masks is not None
+    assert all((mask & ~round_view).sum() == 0 for mask in masks)  # the edge itself is left out too
+    assert masks[0].sum() > 0.8 * round_view.sum()
+    # An outline that moves is the subject's own.
+    assert standing_view((fixed + 0.1) * round_view, (moving + 0.1) * round_view.roll(12, 0)) is None
+    assert shown(fixed + 0.1).all()
