@@ -114,10 +114,9 @@ class PromptRegInferer(Inferer):
                 scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
                 coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
             with clock("one scene or two"):
-                one_scene = self._one_scene(scene, grid, to_moving, coarse)
-                if one_scene is not None:
-                    to_moving, coarse = one_scene
-                prior = Prior(coarse(grid), coarse.inverse(grid), to_moving)
+                edges, agreements = self._one_scene(scene, grid, to_moving, coarse)
+                ddf, inverse = edges or (coarse(grid), coarse.inverse(grid))
+                prior = Prior(ddf, inverse, to_moving)
             with clock("prompts on the moving image"):
                 given = request.prompts or sample_prompts(
                     segmenter, moving, request.moving, self.sampling, generator, request.moving_label
@@ -132,14 +131,12 @@ class PromptRegInferer(Inferer):
                     replace(scene.moving, regions=pairs.moving_regions),
                     pairs.confidence,
                 )
-                if one_scene is not None:
-                    transformation = coarse  # edges are more precise than regions
+                if edges is not None:
+                    ddf, inverse = edges  # more precise than regions
                 else:
                     initial = coarse if self.start == "prior" else None
-                    transformation = fit_transformation(
-                        scene, grid, to_moving, self.objective, self.fit, initial=initial
-                    )
-                ddf, inverse = transformation(grid), transformation.inverse(grid)
+                    fitted = fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=initial)
+                    ddf, inverse = fitted(grid), fitted.inverse(grid)
         return Registration(
             fixed=request.fixed,
             moving=request.moving,
@@ -154,20 +151,25 @@ class PromptRegInferer(Inferer):
             seconds=clock.seconds,
             counts=segmenter.counts,
             settings=self.settings(network),
+            hypothesis="features" if edges is None else "one scene",
+            agreements=agreements,
         )
 
     def _one_scene(
         self, scene: Scene, grid: Grid, to_moving: Tensor, coarse: Transformation
-    ) -> tuple[Tensor, Transformation] | None:
-        """Where edges lead, if they agree better there than where features lead; else None."""
+    ) -> tuple[tuple[Tensor, Tensor] | None, dict[str, float]]:
+        """The map that edges lead to and its inverse, if edges agree better under it than under the features' map, else
+        None; and how well they agree.
+        """
         if self.same_scene is None:
-            return None
-        matrix, deformation = self.same_scene.propose(scene, grid, to_moving)
+            return None, {}
+        ddf, inverse = self.same_scene.propose(scene, grid, to_moving)
         rival = fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=coarse)
-        by_edges = self.same_scene.agreement(scene, grid, matrix, deformation(grid))
+        by_edges = self.same_scene.agreement(scene, grid, to_moving, ddf)
         by_features = self.same_scene.agreement(scene, grid, to_moving, rival(grid))
         logger.info("agreement of edges: %.3f as one scene, %.3f by features", by_edges, by_features)
-        return (matrix, deformation) if by_edges > by_features else None
+        agreements = {"one scene": by_edges, "features": by_features}
+        return (ddf, inverse) if by_edges > by_features else None, agreements
 
     def _check(self, request: PairRequest, network: Segmenter) -> None:
         dims = request.fixed.ndim - 1

@@ -145,6 +145,8 @@ def run_record(registration: Registration) -> dict[str, Any]:
         "seed": registration.settings.get("seed"),
         "settings": registration.settings,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "hypothesis": registration.hypothesis,
+        "agreements": registration.agreements,
         "seconds": registration.seconds,
         "counts": registration.counts,
         "folding_percent": registration.folding_percent,

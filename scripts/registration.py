@@ -75,6 +75,8 @@ class Registration:
         seconds: wall time by stage, in order.
         counts: model evaluations, e.g. {"encodes": 2, "decodes": 96}.
         settings: what produced this (transformation, objective, seed, ...), JSON-able.
+        hypothesis: what led the map, "features" (and regions) or the edges of "one scene".
+        agreements: how well edges agree under each hypothesis that was tried, in [-1, 1].
     """
 
     fixed: Tensor
@@ -90,3 +92,5 @@ class Registration:
     seconds: dict[str, float]
     counts: dict[str, int]
     settings: dict[str, Any] = field(default_factory=dict)
+    hypothesis: str = "features"
+    agreements: dict[str, float] = field(default_factory=dict)

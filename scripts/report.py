@@ -60,6 +60,8 @@ def write_report(registration: Registration, path: str | Path, *, notes: Mapping
         is_volume=len(fixed_planes) > 1,
         cue_names=list(registration.pairs.cues),
         rows=_describe_pairs(registration.pairs),
+        hypothesis=registration.hypothesis,
+        agreements=registration.agreements,
         seconds=registration.seconds,
         total_seconds=sum(registration.seconds.values()),
         counts=registration.counts,

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from .correspondence import Fit, fit_transformation, level_points
-from .geometry import sample, transform_points
+from .geometry import identity_points, sample, transform_points
 from .global_search import GlobalSearch, search_starts
 from .objectives import Objective, StructureTerm
 from .scene import Scene
 from .structure import standing_view
-from .transformations import Grid, Transformation
+from .transformations import Grid
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SameScene:
             "size": self.size,
         }
 
-    def propose(self, scene: Scene, grid: Grid, to_moving: Tensor) -> tuple[Tensor, Transformation]:
+    def propose(self, scene: Scene, grid: Grid, to_moving: Tensor) -> tuple[Tensor, Tensor]:
         """The map under which edges agree best.
 
         Args:
@@ -61,7 +61,7 @@ class SameScene:
             grid: of the fixed image; to_moving: from fixed to moving voxels before anything is known.
 
         Returns:
-            matrix `[D+1, D+1]` from fixed to moving voxels, and the deformation that acts before it.
+            field and inverse field `[D, *S]`, voxels of the fixed grid (see `geometry`; `to_moving` acts after them).
         """
         scene = seen(scene)
         starts = search_starts(scene.fixed.image, scene.moving.image, grid, to_moving, self.search)
@@ -72,7 +72,8 @@ class SameScene:
         still = torch.zeros(len(grid.shape), *grid.shape, device=to_moving.device)
         best = max(refined, key=lambda matrix: self.agreement(scene, grid, matrix, still))
         best = self._refined(scene, grid, best, rest)
-        return best, fit_transformation(scene, grid, best, self.objective, self.fit)
+        deformation = fit_transformation(scene, grid, best, self.objective, self.fit)
+        return relative_to(to_moving, best, deformation(grid), deformation.inverse(grid))
 
     def agreement(self, scene: Scene, grid: Grid, to_moving: Tensor, ddf: Tensor) -> float:
         """How well edges agree under a map, in [-1, 1].
@@ -95,6 +96,15 @@ class SameScene:
         matrix = torch.eye(len(ones), device=places.device)
         matrix[:-1] = torch.linalg.lstsq(ones.T.double(), places.T.double()).solution.T.to(matrix)
         return matrix
+
+
+def relative_to(to_moving: Tensor, matrix: Tensor, ddf: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Field and inverse field `[D, *S]` before `to_moving` that mean the same as the given ones before `matrix`."""
+    identity = identity_points(ddf.shape[1:], device=ddf.device)
+    ahead = (torch.linalg.inv(to_moving.double()) @ matrix.double()).float()
+    points = transform_points(torch.linalg.inv(ahead), identity)
+    back = points + sample(inverse, points, padding="border")
+    return transform_points(ahead, identity + ddf) - identity, back - identity
 
 
 def seen(scene: Scene) -> Scene:
