@@ -225,9 +225,9 @@ class StationaryVelocity(FreeForm):
         return field
 
     def _integrated(self, grid: Grid, sign: int) -> Tensor:
-        # Eight samples per control interval carry the field; finer grids interpolate between them.
+        # Sixteen samples per control interval carry the field; finer grids interpolate between them.
         controls = max(self.coefficients.shape[1:]) - self.degree
-        coarse = grid.coarsened(min(max(grid.shape), 8 * controls + 1))
+        coarse = grid.coarsened(min(max(grid.shape), 16 * controls + 1))
         field = self._exponential(sign * self.span(coarse)) / coarse.voxels_per_unit(self.coefficients.device)
         if coarse.shape != grid.shape:
             between = [spline_basis(n, m, 1) for n, m in zip(grid.shape, coarse.shape, strict=True)]
