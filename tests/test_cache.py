@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from toy import DiscSegmenter
@@ -22,6 +24,7 @@ def test_least_recently_used_goes_first_and_the_bound_holds() -> None:
     assert (cache.get("a"), cache.get("b"), cache.get("c"), cache.used) == ("A", None, "C", 9)
     cache.put("huge", "H", 11)
     assert cache.get("huge") is None and len(cache) == 2
+    assert len(deepcopy(cache)) == 0 and deepcopy(cache).limit == 10
     cache.clear()
     assert cache.used == 0 and cache.get("a") is None
 

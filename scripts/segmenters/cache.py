@@ -32,6 +32,10 @@ class BoundedCache(Generic[T]):
         self._items: OrderedDict[str, tuple[T, int]] = OrderedDict()
         self._lock = Lock()
 
+    def __deepcopy__(self, memo: object) -> BoundedCache[T]:
+        """Empty: a copy of a model (MONAI Label makes one) may get other weights."""
+        return BoundedCache(self.limit)
+
     def __len__(self) -> int:
         return len(self._items)
 
