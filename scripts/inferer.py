@@ -7,7 +7,6 @@ Registers a moving image to a fixed one by corresponding prompts (Huang et al., 
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,9 +33,7 @@ from .request import PairRequest
 from .same_scene import SameScene
 from .scene import Scene, View
 from .segmenters.protocol import Embedding, Metered, Segmenter
-from .transformations import Grid, Transformation
-
-logger = logging.getLogger(__name__)
+from .transformations import Grid
 
 
 class PromptRegInferer(Inferer):
@@ -114,7 +111,7 @@ class PromptRegInferer(Inferer):
                 scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
                 coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
             with clock("one scene or two"):
-                edges, agreements = self._one_scene(scene, grid, to_moving, coarse)
+                edges, evidence = self.same_scene.propose(scene, grid, to_moving) if self.same_scene else (None, {})
                 ddf, inverse = edges or (coarse(grid), coarse.inverse(grid))
                 prior = Prior(ddf, inverse, to_moving)
             with clock("prompts on the moving image"):
@@ -152,24 +149,8 @@ class PromptRegInferer(Inferer):
             counts=segmenter.counts,
             settings=self.settings(network),
             hypothesis="features" if edges is None else "one scene",
-            agreements=agreements,
+            evidence=evidence,
         )
-
-    def _one_scene(
-        self, scene: Scene, grid: Grid, to_moving: Tensor, coarse: Transformation
-    ) -> tuple[tuple[Tensor, Tensor] | None, dict[str, float]]:
-        """The map that edges lead to and its inverse, if edges agree better under it than under the features' map, else
-        None; and how well they agree.
-        """
-        if self.same_scene is None:
-            return None, {}
-        ddf, inverse = self.same_scene.propose(scene, grid, to_moving)
-        rival = fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=coarse)
-        by_edges = self.same_scene.agreement(scene, grid, to_moving, ddf)
-        by_features = self.same_scene.agreement(scene, grid, to_moving, rival(grid))
-        logger.info("agreement of edges: %.3f as one scene, %.3f by features", by_edges, by_features)
-        agreements = {"one scene": by_edges, "features": by_features}
-        return (ddf, inverse) if by_edges > by_features else None, agreements
 
     def _check(self, request: PairRequest, network: Segmenter) -> None:
         dims = request.fixed.ndim - 1

@@ -146,7 +146,7 @@ def run_record(registration: Registration) -> dict[str, Any]:
         "settings": registration.settings,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "hypothesis": registration.hypothesis,
-        "agreements": registration.agreements,
+        "evidence": registration.evidence,
         "seconds": registration.seconds,
         "counts": registration.counts,
         "folding_percent": registration.folding_percent,

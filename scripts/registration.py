@@ -76,7 +76,7 @@ class Registration:
         counts: model evaluations, e.g. {"encodes": 2, "decodes": 96}.
         settings: what produced this (transformation, objective, seed, ...), JSON-able.
         hypothesis: what led the map, "features" (and regions) or the edges of "one scene".
-        agreements: how well edges agree under each hypothesis that was tried, in [-1, 1].
+        evidence: for or against one scene (see `same_scene`); empty where it was not asked.
     """
 
     fixed: Tensor
@@ -93,4 +93,4 @@ class Registration:
     counts: dict[str, int]
     settings: dict[str, Any] = field(default_factory=dict)
     hypothesis: str = "features"
-    agreements: dict[str, float] = field(default_factory=dict)
+    evidence: dict[str, float] = field(default_factory=dict)

@@ -61,7 +61,7 @@ def write_report(registration: Registration, path: str | Path, *, notes: Mapping
         cue_names=list(registration.pairs.cues),
         rows=_describe_pairs(registration.pairs),
         hypothesis=registration.hypothesis,
-        agreements=registration.agreements,
+        evidence=registration.evidence,
         seconds=registration.seconds,
         total_seconds=sum(registration.seconds.values()),
         counts=registration.counts,

@@ -3,7 +3,8 @@
 
 Features of a segmenter say what things are, and bring different subjects together; they are blind to large motion and
 no more precise than their grid. Images of the SAME scene (another day, sensor or stain) share their edges instead. So
-there are two hypotheses, and the images decide: the map that makes edges agree better over what both images show.
+there are two hypotheses, and the images decide. Edges of one scene agree in one place and nowhere near it; those of
+different subjects agree roughly, and hardly less when shifted a little.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from .correspondence import Fit, fit_transformation, level_points
 from .geometry import identity_points, sample, transform_points
 from .global_search import GlobalSearch, search_starts
-from .objectives import Objective, StructureTerm
+from .objectives import Loss, Objective, StructureTerm
 from .scene import Scene
 from .structure import standing_view
 from .transformations import Grid
@@ -34,6 +35,10 @@ class SameScene:
             through the others.
         objective, fit: of the deformation on top of the best one; far stiffer than between subjects.
         size: voxels along the longest side at which edges are compared.
+        sharpness: one scene must lose at least this share of its agreement by a shift of `shift`.
+        shift: relative to the longest side.
+        motion: one scene must have moved as a whole by more (mean over the image, relative to the longest side); what
+            remains of less is deformation, which the features' map and its free fit are for.
     """
 
     search: GlobalSearch
@@ -42,6 +47,9 @@ class SameScene:
     objective: Objective
     fit: Fit
     size: int = 256
+    sharpness: float = 0.25
+    shift: float = 0.01
+    motion: float = 0.005
 
     def settings(self) -> dict[str, Any]:
         """What decides, JSON-able."""
@@ -50,18 +58,21 @@ class SameScene:
             "align": {"objective": self.align.terms, "fit": asdict(self.align_fit)},
             "objective": self.objective.terms,
             "fit": asdict(self.fit),
-            "size": self.size,
+            **{name: getattr(self, name) for name in ("size", "sharpness", "shift", "motion")},
         }
 
-    def propose(self, scene: Scene, grid: Grid, to_moving: Tensor) -> tuple[Tensor, Tensor]:
-        """The map under which edges agree best.
+    def propose(
+        self, scene: Scene, grid: Grid, to_moving: Tensor
+    ) -> tuple[tuple[Tensor, Tensor] | None, dict[str, float]]:
+        """The map under which edges agree best, if it is that of one scene that has moved.
 
         Args:
             scene: both images and their features.
             grid: of the fixed image; to_moving: from fixed to moving voxels before anything is known.
 
         Returns:
-            field and inverse field `[D, *S]`, voxels of the fixed grid (see `geometry`; `to_moving` acts after them).
+            field and inverse field `[D, *S]`, voxels of the fixed grid (see `geometry`; `to_moving` acts after them),
+            or None; and the evidence: agreement of edges in [-1, 1], its sharpness and the motion (see the class).
         """
         scene = seen(scene)
         starts = search_starts(scene.fixed.image, scene.moving.image, grid, to_moving, self.search)
@@ -69,24 +80,42 @@ class SameScene:
             replace(self.align_fit, levels=part) for part in (self.align_fit.levels[:1], self.align_fit.levels[1:])
         )
         refined = [self._refined(scene, grid, matrix, first) for matrix in (to_moving, *(s.matrix for s in starts))]
-        still = torch.zeros(len(grid.shape), *grid.shape, device=to_moving.device)
-        best = max(refined, key=lambda matrix: self.agreement(scene, grid, matrix, still))
+        best = max(refined, key=lambda matrix: self.agreement(scene, grid, matrix))
         best = self._refined(scene, grid, best, rest)
+        evidence = self._evidence(scene, grid, to_moving, best)
+        if evidence["sharpness"] < self.sharpness or evidence["motion"] < self.motion:
+            return None, evidence
         deformation = fit_transformation(scene, grid, best, self.objective, self.fit)
-        return relative_to(to_moving, best, deformation(grid), deformation.inverse(grid))
+        return relative_to(to_moving, best, deformation(grid), deformation.inverse(grid)), evidence
 
-    def agreement(self, scene: Scene, grid: Grid, to_moving: Tensor, ddf: Tensor) -> float:
-        """How well edges agree under a map, in [-1, 1].
+    def agreement(self, scene: Scene, grid: Grid, to_moving: Tensor) -> float:
+        """How well edges agree under an affine map from fixed to moving voxels, in [-1, 1].
 
         Their correlation times the root of the share of the fixed image that the moving one covers, as the
         significance of a correlation grows with its evidence.
         """
-        points = level_points(grid.coarsened(self.size), grid, ddf.device)
-        moved = transform_points(to_moving, points + sample(ddf, points))
-        last = torch.tensor(scene.moving.image.shape[1:], device=ddf.device).reshape(-1, *[1] * len(points)) - 1
+        points = level_points(grid.coarsened(self.size), grid, to_moving.device)
+        moved = transform_points(to_moving, points)
+        last = torch.tensor(scene.moving.image.shape[1:], device=moved.device).reshape(-1, *[1] * len(points)) - 1
         covered = ((moved >= 0) & (moved <= last)).all(0).float().mean().item()
-        scene = replace(seen(scene), to_moving=to_moving)
-        return (1 - StructureTerm().prepare(scene, points)(moved).item()) * math.sqrt(covered)
+        return (1 - self._structure(scene, points, to_moving)(moved).item()) * math.sqrt(covered)
+
+    @staticmethod
+    def _structure(scene: Scene, points: Tensor, to_moving: Tensor) -> Loss:
+        return StructureTerm().prepare(replace(scene, to_moving=to_moving), points)
+
+    def _evidence(self, scene: Scene, grid: Grid, to_moving: Tensor, matrix: Tensor) -> dict[str, float]:
+        points = level_points(grid.coarsened(self.size), grid, matrix.device)
+        loss, side = self._structure(scene, points, matrix), max(grid.shape)
+        here = 1 - loss(transform_points(matrix, points)).item()
+        steps = torch.cat([torch.eye(len(points)), -torch.eye(len(points))]).to(points) * self.shift * side
+        beside = [1 - loss(transform_points(matrix, points + s.reshape(-1, *[1] * len(points)))).item() for s in steps]
+        moved = transform_points(torch.linalg.inv(to_moving) @ matrix, points) - points
+        return {
+            "agreement": here,
+            "sharpness": 1 - sum(beside) / len(beside) / max(here, 1e-6),
+            "motion": moved.norm(dim=0).mean().item() / side,
+        }
 
     def _refined(self, scene: Scene, grid: Grid, to_moving: Tensor, fit: Fit) -> Tensor:
         fitted = fit_transformation(scene, grid, to_moving, self.align, fit)

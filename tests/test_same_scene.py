@@ -101,16 +101,28 @@ def test_one_scene_is_aligned_to_a_fraction_of_a_voxel_and_believed() -> None:
     truth = similarity(6.0, 1.05, (-38.0, 22.0))
     fixed, moving = pair(truth)
     scene, grid, same = scene_of(fixed, moving), Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis()
-    ddf, inverse = same.propose(scene, grid, torch.eye(3))
+    edges, evidence = same.propose(scene, grid, torch.eye(3))
+    assert edges is not None
+    ddf, inverse = edges
     points = torch.tensor([[60.0, 80.0, 110.0], [50.0, 90.0, 70.0]])
     carried = points + sample(ddf, points)
     assert (carried + sample(inverse, carried) - points).norm(dim=0).max() < 0.05
     assert (carried - transform_points(truth, points)).norm(dim=0).max() < 0.5
-    still = torch.zeros(2, SIZE, SIZE)
-    found = same.agreement(scene, grid, torch.eye(3), ddf)
-    assert found > 0.5
-    assert same.agreement(scene, grid, torch.eye(3), still) < 0.2
-    assert same.agreement(scene, grid, truth, still) == pytest.approx(found, abs=0.1)
+    assert evidence["agreement"] > 0.5 and evidence["sharpness"] > 0.3
+    assert evidence["motion"] == pytest.approx(math.hypot(38, 22) / SIZE, rel=0.15)
+    assert same.agreement(scene, grid, truth) > 0.5 > 0.2 > same.agreement(scene, grid, torch.eye(3))
+
+
+def test_what_has_not_moved_or_is_another_scene_is_left_to_the_features() -> None:
+    fixed, moving = pair(torch.eye(3))
+    grid, same = Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis()
+    edges, evidence = same.propose(scene_of(fixed, moving), grid, torch.eye(3))
+    assert edges is None and evidence["motion"] < 0.005 and evidence["sharpness"] > 0.3
+    # Another place of another subject: a smooth blob's edges agree about as well beside each other.
+    blob = torch.exp(-((identity_points((SIZE, SIZE)) - 80) / 40).square().sum(0))[None]
+    other = torch.exp(-((identity_points((SIZE, SIZE)) - 95) / 45).square().sum(0))[None]
+    edges, evidence = same.propose(scene_of(blob, other), grid, torch.eye(3))
+    assert edges is None and evidence["sharpness"] < 0.25
 
 
 def test_a_surround_that_stands_still_is_not_looked_at() -> None:
