@@ -49,7 +49,7 @@ class SameScene:
     size: int = 256
     sharpness: float = 0.25
     shift: float = 0.01
-    motion: float = 0.005
+    motion: float = 0.01
 
     def settings(self) -> dict[str, Any]:
         """What decides, JSON-able."""
