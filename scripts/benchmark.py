@@ -50,7 +50,7 @@ class Pair:
 def pairs_of(data: Path, name: str, *, both_directions: bool = False) -> Iterator[Pair]:
     """Pairs of one set that have labels, forward and, if asked, backward."""
     folder = data / name
-    for entry in json.loads((folder / "datalist.json").read_text())["pairs"]:
+    for entry in json.loads((folder / "datalist.json").read_text(encoding="utf-8"))["pairs"]:
         if "fixed_label" not in entry or "moving_label" not in entry:
             continue
         for fixed, moving in (("fixed", "moving"), ("moving", "fixed"))[: 1 + both_directions]:

@@ -75,11 +75,13 @@ class SameScene:
             or None; and the evidence: agreement of edges in [-1, 1], its sharpness and the motion (see the class).
         """
         scene = seen(scene)
-        starts = search_starts(scene.fixed.image, scene.moving.image, grid, to_moving, self.search)
+        # The search is a few FFTs of small pictures: not worth a GPU.
+        images = scene.fixed.image.cpu(), scene.moving.image.cpu()
+        starts = [start.matrix.to(to_moving) for start in search_starts(*images, grid, to_moving.cpu(), self.search)]
         first, rest = (
             replace(self.align_fit, levels=part) for part in (self.align_fit.levels[:1], self.align_fit.levels[1:])
         )
-        refined = [self._refined(scene, grid, matrix, first) for matrix in (to_moving, *(s.matrix for s in starts))]
+        refined = [self._refined(scene, grid, matrix, first) for matrix in (to_moving, *starts)]
         best = max(refined, key=lambda matrix: self.agreement(scene, grid, matrix))
         best = self._refined(scene, grid, best, rest)
         evidence = self._evidence(scene, grid, to_moving, best)

@@ -69,7 +69,9 @@ def monai_bundle(command: str, folder: Path, **options: Any) -> subprocess.Compl
     """`python -m monai.bundle COMMAND --option value ...` from a folder."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     call = [sys.executable, "-m", "monai.bundle", command, *words]
-    return subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        call, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", timeout=300, check=False
+    )
 
 
 # ---- what MONAI and the model zoo check ----------------------------------------------------------------------------
@@ -245,6 +247,12 @@ def test_overlays_of_the_readme(overlay: str, terms: list[str]) -> None:
     if "paper" in overlay:
         assert inferer.sampling.how == "uniform" and not inferer.method.centre and not inferer.prior_fit.levels
         assert inferer.method.inversion.starts == ["peak"] and inferer.method.marginalisation.transforms == 5
+
+
+def test_configs_are_ascii() -> None:
+    """MONAI opens them in the encoding of the locale, which is ASCII in many containers."""
+    for path in (ROOT / "configs").rglob("*.*"):
+        assert path.read_bytes().isascii(), path
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:

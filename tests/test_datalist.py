@@ -15,7 +15,7 @@ from scripts.errors import InputError
 
 
 def write(path: Path, **content: Any) -> str:
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return str(path)
 
 
@@ -79,13 +79,13 @@ def test_no_list_is_refused(path: Any) -> None:
 
 def test_landmarks_have_the_coordinate_first(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("i,j\n1.5,2\n3,4\n5,6\n")
+    path.write_text("i,j\n1.5,2\n3,4\n5,6\n", encoding="utf-8")
     assert torch.equal(read_landmarks(path, 2), torch.tensor([[1.5, 3, 5], [2, 4, 6]]))
 
 
 @pytest.mark.parametrize("text", ["j,i\n1,2\n", "i,j\n", "i,j\n1\n", "i,j\n1,x\n", "i,j\n1,nan\n", ""])
 def test_wrong_landmarks_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "p.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"p\.csv"):
         read_landmarks(path, 2)

@@ -49,7 +49,7 @@ def picture(path: Path, array: np.ndarray | None = None) -> Path:
 
 def text(path: Path, content: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     return path
 
 
@@ -66,7 +66,7 @@ def built(name: str, folder: Path, **options: Any) -> tuple[dict[str, Any], list
                 assert label.max() > 0
             if f"{side}_landmarks" in pair.files:
                 read_landmarks(pair.files[f"{side}_landmarks"], image.ndim - 1)
-    return json.loads((out / "datalist.json").read_text()), pairs
+    return json.loads((out / "datalist.json").read_text(encoding="utf-8")), pairs
 
 
 def read(pair: PairEntry, side: str) -> tuple[Tensor, ImageInfo]:
@@ -426,7 +426,7 @@ def changed(make: Callable[[Path], Path], change: Callable[[Path], Any]) -> Call
 
 def table(folder: Path, old: str, new: str) -> None:
     path = next(folder.glob("**/*.csv"))
-    path.write_text(path.read_text().replace(old, new))
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new))
 
 
 WRONG: dict[str, tuple[str, Callable[[Path], Path], str]] = {

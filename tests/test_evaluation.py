@@ -46,13 +46,13 @@ def datalist(tmp_path: Path) -> Path:
         paths |= {side: f"{side}.png", f"{side}_label": f"{side}_label.png", f"{side}_landmarks": f"{side}.csv"}
     pairs = [{"id": "good", **paths}, {"id": "bad", "fixed": "broken.png", "moving": "moving.png"}]
     path = folder / "datalist.json"
-    path.write_text(json.dumps({"name": "set", "unit": "px", "pairs": pairs}))
+    path.write_text(json.dumps({"name": "set", "unit": "px", "pairs": pairs}), encoding="utf-8")
     return path
 
 
 def only_good(datalist: Path) -> Path:
-    content = json.loads(datalist.read_text())
-    datalist.write_text(json.dumps({**content, "pairs": content["pairs"][:1]}))
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    datalist.write_text(json.dumps({**content, "pairs": content["pairs"][:1]}), encoding="utf-8")
     return datalist
 
 
@@ -89,7 +89,7 @@ def test_figures_of_methods_whose_answer_is_known(datalist: Path, tmp_path: Path
     assert float(demons["tre_mean"]) < 0.5 * distance and float(demons["dice_mean"]) > float(identity["dice_mean"])
     assert float(demons["tre_mean_before"]) == pytest.approx(distance, rel=1e-4)
     assert float(demons["agreement"]) < 0.01 and identity["agreement"] == ""
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert set(summary) >= {"sets", "skipped"}
     for name in ("index.html", "plot.png", "plot.svg", "tables.md", "tables.tex"):
         assert (tmp_path / "out" / name).stat().st_size > 0, name
@@ -138,7 +138,9 @@ def test_unknown_and_missing_methods(datalist: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("scripts.methods.demons.Demons.missing", lambda self: "pip install demons")
     found = evaluate(only_good(datalist), tmp_path / "out")
     assert {row["method"] for row in found} == {"identity", "centre"}
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["skipped"] == {"demons": "pip install demons"}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))["skipped"] == {
+        "demons": "pip install demons"
+    }
     with pytest.raises(InputError, match=r"none of .* is installed; pip install demons"):
         evaluate(datalist, tmp_path / "out", methods=["demons"])
 
@@ -161,6 +163,14 @@ def test_two_processes_give_the_numbers_of_one(datalist: Path, tmp_path: Path) -
     call = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "monai.bundle", "run"]
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*call, *words], capture_output=True, text=True, timeout=300, check=False, env=environment)
+    done = subprocess.run(
+        [*call, *words],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=300,
+        check=False,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert [same(row) for row in rows(tmp_path / "two")] == [same(row) for row in one]

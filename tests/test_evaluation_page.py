@@ -47,7 +47,7 @@ def add_picture(folder: Path, method: str, of_set: str, pair: str) -> Path:
 
 
 def test_page_links_only_to_what_is_there(tmp_path: Path) -> None:
-    (add_picture(tmp_path, "a", "brain/a", "1") / "report.html").write_text("x")
+    (add_picture(tmp_path, "a", "brain/a", "1") / "report.html").write_text("x", encoding="utf-8")
     add_picture(tmp_path, "a", "brain/a", "2")
     add_picture(tmp_path, "b", "liver/b", "1")
     links = set(Links(page_of(ROWS, tmp_path)).links)

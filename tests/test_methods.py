@@ -280,7 +280,7 @@ def test_workroom_hushes_and_leaves_nothing(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     expected = RuntimeError if error is ValueError else error
     with pytest.raises(expected) as raised, workroom("tool") as folder:  # noqa: PT012
-        (folder / "left.nii").write_text("x")
+        (folder / "left.nii").write_text("x", encoding="utf-8")
         print("by Python")
         sys.stdout.flush()
         os.write(1, b"last word of C\n")

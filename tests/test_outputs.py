@@ -69,11 +69,11 @@ def make(kind: str = "picture", *, boxes: bool = False) -> Registration:
 
 def test_picture_folder_is_complete(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "pair"
-    write_outputs(make(), folder, probabilities=True, report=lambda _, path: path.write_text("page"))
+    write_outputs(make(), folder, probabilities=True, report=lambda _, path: path.write_text("page", encoding="utf-8"))
     names = {"moved.png", "ddf.nii.gz", "regions_moving.png", "regions_fixed.png", "prompts.json", "run.json"}
     names |= {"probabilities_moving.npz", "probabilities_fixed.npz", "report.html"}
     assert {path.name for path in folder.iterdir()} == names
-    assert (folder / "report.html").read_text() == "page"
+    assert (folder / "report.html").read_text(encoding="utf-8") == "page"
     moved, _ = read_image(folder / "moved.png", name="moved")
     assert (moved - make().moved).abs().max() <= 0.5
     fixed = read_label(folder / "regions_fixed.png", name="x", shape=FIXED)
@@ -100,7 +100,7 @@ def test_volume_folder_is_complete(tmp_path: Path) -> None:
 
 def test_prompts_record(tmp_path: Path) -> None:
     write_outputs(make("volume"), tmp_path)
-    first, second, third = json.loads((tmp_path / "prompts.json").read_text())
+    first, second, third = json.loads((tmp_path / "prompts.json").read_text(encoding="utf-8"))
     assert (first["id"], first["region"], first["kind"], first["status"]) == ("liver", 1, "point", "corresponding")
     assert first["moving"] == {"voxel": [[0, 1, 2], [3, 4, 5]], "world_mm": [[0, 3, 8], [6, 12, 20]], "labels": [1, 0]}
     assert first["fixed"]["voxel"] == [[1, 2, 3], [4, 5, 6]]
@@ -111,14 +111,14 @@ def test_prompts_record(tmp_path: Path) -> None:
 
 def test_boxes_and_pictures_have_no_labels_and_no_world(tmp_path: Path) -> None:
     write_outputs(make(boxes=True), tmp_path)
-    first = json.loads((tmp_path / "prompts.json").read_text())[0]
+    first = json.loads((tmp_path / "prompts.json").read_text(encoding="utf-8"))[0]
     assert first["kind"] == "box"
     assert first["moving"] == {"voxel": [[0, 1], [2, 3]], "world_mm": None, "labels": None}
 
 
 def test_run_record(tmp_path: Path) -> None:
     write_outputs(make(), tmp_path)
-    run = json.loads((tmp_path / "run.json").read_text())
+    run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert (run["fixed_image"], run["moving_image"], run["seed"]) == ("f", "m", 3)
     assert run["settings"] == {"seed": 3, "weight": 0.5}
     assert set(run["versions"]) == {"python", "torch", "monai", "numpy", "scipy", "SimpleITK", "segment-anything"}
@@ -132,7 +132,7 @@ def test_no_region_at_all() -> None:
 
 
 def fail(registration: Registration, path: Path) -> None:
-    path.write_text("half")
+    path.write_text("half", encoding="utf-8")
     raise RuntimeError("no page")
 
 
@@ -140,11 +140,11 @@ def test_failure_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no page"):
         write_outputs(make(), tmp_path / "new" / "pair", report=fail)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "moved.png").write_text("earlier")
+    (tmp_path / "moved.png").write_text("earlier", encoding="utf-8")
     with pytest.raises(RuntimeError, match="no page"):
         write_outputs(make(), tmp_path, report=fail)
     assert [path.name for path in tmp_path.iterdir()] == ["moved.png"]
-    assert (tmp_path / "moved.png").read_text() == "earlier"
+    assert (tmp_path / "moved.png").read_text(encoding="utf-8") == "earlier"
 
 
 def test_a_folder_in_the_way_of_a_file(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_check_writable(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b")
     check_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match=r"^output_dir: .*cannot be written"):
             check_writable(path)
@@ -167,7 +167,7 @@ def test_check_writable(tmp_path: Path) -> None:
 
 def test_results_of_an_earlier_run_under_other_endings_go(tmp_path: Path) -> None:
     for name in ("moved.tif", "probabilities_fixed.npz", "notes.txt"):
-        (tmp_path / name).write_text("old")
+        (tmp_path / name).write_text("old", encoding="utf-8")
     write_outputs(make(), tmp_path)
     assert not (tmp_path / "moved.tif").exists() and not (tmp_path / "probabilities_fixed.npz").exists()
-    assert (tmp_path / "notes.txt").read_text() == "old"
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "old"

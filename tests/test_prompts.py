@@ -53,7 +53,7 @@ def parsed(source: Any, shape: tuple[int, ...] = SHAPE, to_voxel: Tensor | None 
 )
 def test_accepted_forms(source: Any, points: list, labels: list | None, tmp_path: Path) -> None:
     file = tmp_path / "prompts.json"
-    file.write_text(json.dumps(source))
+    file.write_text(json.dumps(source), encoding="utf-8")
     for given in (source, file, str(file)):
         (prompt,) = parsed(given)
         assert prompt.id == "1"
@@ -117,7 +117,7 @@ def test_wrong_prompts_are_told(source: Any, message: str) -> None:
 
 
 def test_a_broken_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "p.json").write_text("[[1, 2]")
+    (tmp_path / "p.json").write_text("[[1, 2]", encoding="utf-8")
     with pytest.raises(InputError, match="not valid JSON"):
         read_given(tmp_path / "p.json")
 

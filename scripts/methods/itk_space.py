@@ -131,7 +131,9 @@ def workroom(tool: str) -> Iterator[Path]:
         except InputError:
             raise
         except Exception as error:  # bindings raise anything
-            words = dict.fromkeys((_last_line(str(error)), _last_line(log.read_text(errors="replace"))))
+            words = dict.fromkeys(
+                (_last_line(str(error)), _last_line(log.read_text(encoding="utf-8", errors="replace")))
+            )
             raise RuntimeError(f"{tool} failed: {'; '.join(filter(None, words)) or type(error).__name__}") from error
 
 
@@ -145,7 +147,7 @@ def _printing_to(log: Path) -> Iterator[None]:
     """Send to a file what is printed, by compiled code too: that knows the descriptors only."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         kept = [os.dup(descriptor) for descriptor in (1, 2)]
         try:
             for descriptor in (1, 2):

@@ -114,7 +114,7 @@ class NiftyReg:
     def _run(self, folder: Path, name: str, *options: object) -> None:
         command = [str(self._program(name)), *map(str, options), "-omp", str(torch.get_num_threads())]
         # run() ends the program when it is interrupted itself.
-        done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace")
         if done.returncode:
             lines = [line.strip() for line in done.stdout.splitlines() if re.search(r"[a-z]{2}", line.lower())]
             raise RuntimeError(f"{name} ended with {done.returncode}: {lines[-1] if lines else 'no word'}")
@@ -123,4 +123,4 @@ class NiftyReg:
         program = self._program("reg_aladin")
         if program is None:
             return None
-        return subprocess.run([program, "--version"], capture_output=True, text=True).stdout.strip() or None
+        return subprocess.run([program, "--version"], capture_output=True, errors="replace").stdout.strip() or None
