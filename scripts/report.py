@@ -18,15 +18,9 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from .figures import (
-    GREY,
-    colour_of,
-    comparison_figures,
-    deformation_figure,
-    percentiles,
-    planes_of_pair,
-    prompts_figure,
-)
+from .drawing import GREY, colour_of, percentiles
+from .figures import comparison_figures, deformation_figure, prompts_figure
+from .planes import planes_of_pair
 from .registration import ImageInfo, RegionPairs, Registration
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")

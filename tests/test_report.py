@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.figures import in_colour, planes_of
+from scripts.drawing import in_colour
 from scripts.geometry import identity_points, jacobian_determinant, warp
+from scripts.planes import planes_of
 from scripts.prompts import Prompts
 from scripts.registration import ImageInfo, RegionPairs, Registration
 from scripts.report import write_report
