@@ -6,6 +6,7 @@ Numbers go in as they are; which plane of an image is shown is decided elsewhere
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,11 @@ def in_colour(picture: np.ndarray, window: tuple[float, float]) -> np.ndarray:
     return ((channels - window[0]) / (window[1] - window[0])).clip(0, 1).transpose(1, 2, 0)
 
 
+def overlay(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """Fixed in green, moving in magenta, grey where they agree; all `[rows, columns, 3]` in [0, 1]."""
+    return np.stack([moving.mean(-1), fixed.mean(-1), moving.mean(-1)], axis=-1)
+
+
 def panels(columns: Sequence[list[Plane]], titles: Sequence[str], *, below: float = 0) -> tuple[Figure, np.ndarray]:
     """An empty figure with a row per plane and a column per title, and `below` inches for colour bars under the
     last.
@@ -79,39 +85,62 @@ def panels(columns: Sequence[list[Plane]], titles: Sequence[str], *, below: floa
     return figure, axes
 
 
-def draw_prompt(panel: Axes, plane: Plane, prompts: Prompts, k: int, colour: str, name: str) -> None:
+def draw_prompt(
+    panel: Axes, plane: Plane, prompts: Prompts, k: int, colour: str, name: str, *, reach: float = math.inf
+) -> None:
     """Mark prompt k: stars for clicks inside, crosses for clicks outside, a dashed box with its centre.
 
-    Marks away from a 3-D plane are drawn faint, at their nearest place on it. Names go in one of four directions by k,
-    so that those of prompts at one place stay apart.
+    Marks away from a 3-D plane are drawn faint, at their nearest place on it; those more than `reach` voxels away, and
+    boxes that end farther away, not at all. Names go in one of four directions by k, so that those of prompts at one
+    place stay apart.
     """
     marks = prompts.coordinates[k].detach().cpu().float()
     labels = [1] if prompts.labels is None else prompts.labels[k].tolist()
+    named = reach
     if prompts.kind == "box":
-        corner, size = marks.amin(0)[plane.in_plane], (marks[1] - marks[0]).abs()[plane.in_plane]
-        box: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 1.0, "linestyle": (0, (5, 3))}
-        left, top = corner.tolist()
-        panel.add_patch(Rectangle((left, top), *size.tolist(), path_effects=HALO, **box))
-        marks = marks.mean(0, keepdim=True)
+        first, last = marks.amin(0), marks.amax(0)
+        beyond = torch.maximum(first - torch.tensor(plane.index), torch.tensor(plane.index) - last)
+        beyond[plane.in_plane] = 0
+        if beyond.max() > reach:
+            return
+        style: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 1.0, "linestyle": (0, (5, 3))}
+        left, top = first[plane.in_plane].tolist()
+        panel.add_patch(Rectangle((left, top), *(last - first)[plane.in_plane].tolist(), path_effects=HALO, **style))
+        marks, named = marks.mean(0, keepdim=True), math.inf  # a box that is shown has its name
     away = (marks - torch.tensor(plane.index)).abs()
     away[:, plane.in_plane] = 0
-    alphas = [0.45 if far else 1.0 for far in (away > 1.5).any(1)]
-    for (across, down), label, alpha in zip(marks[:, plane.in_plane].tolist(), labels, alphas, strict=True):
-        click: dict[str, Any] = {"color": colour, "alpha": alpha, "zorder": 5}
-        if label > 0:
+    distances = away.amax(1).tolist()
+    places = marks[:, plane.in_plane].tolist()
+    for (across, down), label, distance in zip(places, labels, distances, strict=True):
+        click: dict[str, Any] = {"color": colour, "alpha": _fading(distance), "zorder": 5}
+        if label > 0 and distance <= reach:
             panel.scatter(across, down, s=130, marker="*", edgecolors="black", linewidths=0.7, **click)
-        elif label == 0:
+        elif label == 0 and distance <= reach:
             panel.scatter(across, down, s=45, marker="x", linewidths=2, path_effects=HALO, **click)
+    shown = [i for i, distance in enumerate(distances) if labels[i] >= 0 and distance <= named]
+    if shown:
+        _draw_name(panel, places[shown[0]], k, name, colour, _fading(distances[shown[0]]))
+
+
+def _draw_name(panel: Axes, place: Sequence[float], k: int, name: str, colour: str, alpha: float) -> None:
     (side, right), (level, up) = (("left", 5), ("right", -5))[k % 2], (("bottom", 2), ("top", -2))[k // 2 % 2]
-    style: dict[str, Any] = {"color": colour, "alpha": alphas[0], "size": 11, "weight": "bold", "zorder": 6}
-    place: dict[str, Any] = {"xytext": (right, up), "textcoords": "offset points", "ha": side, "va": level}
-    across, down = marks[0, plane.in_plane].tolist()
-    panel.annotate(name, (across, down), annotation_clip=True, path_effects=HALO, **place, **style)
+    style: dict[str, Any] = {"color": colour, "alpha": alpha, "size": 11, "weight": "bold", "zorder": 6}
+    offset: dict[str, Any] = {"xytext": (right, up), "textcoords": "offset points", "ha": side, "va": level}
+    panel.annotate(name, (place[0], place[1]), annotation_clip=True, path_effects=HALO, **offset, **style)
+
+
+def _fading(distance: float) -> float:
+    """Opacity of a mark so many voxels away from the plane."""
+    return 0.45 if distance > 1.5 else 1.0
 
 
 def draw_region(panel: Axes, plane: Plane, probability: Tensor, colour: str, *, dashed: bool = False) -> None:
     """Outline of a region `[*S]` at probability 0.5."""
-    picture = plane.take(probability[None])[0]
+    draw_outline(panel, plane, plane.take(probability[None])[0], colour, dashed=dashed)
+
+
+def draw_outline(panel: Axes, plane: Plane, picture: np.ndarray, colour: str, *, dashed: bool = False) -> None:
+    """Outline at 0.5 of a region as shown, `[rows, columns]`."""
     if min(picture.shape) > 1 and picture.min() < 0.5 < picture.max():
         style: dict[str, Any] = {"colors": [colour], "linewidths": 1.6, "linestyles": "dashed" if dashed else "solid"}
         panel.contour(*plane.centres(picture), picture, levels=[0.5], **style).set(path_effects=HALO)

@@ -14,6 +14,7 @@ from .drawing import (
     draw_prompt,
     draw_region,
     in_colour,
+    overlay,
     panels,
     window_of,
 )
@@ -53,7 +54,7 @@ def comparison_figures(registration: Registration, planes: list[Plane]) -> tuple
         places = zip(plane.centres(fixed[..., 0]), plane.in_plane, strict=True)
         across, down = ((at + 0.5) * plane.spacing[a] // tile for at, a in places)
         checkerboard = np.where(np.add.outer(down, across)[..., None] % 2 == 0, fixed, after)
-        overlays = [np.stack([m.mean(-1), fixed.mean(-1), m.mean(-1)], axis=-1) for m in (before, after)]
+        overlays = [overlay(fixed, moving) for moving in (before, after)]
         for panel, picture in zip([*top, *bottom], [fixed, before, after, *overlays, checkerboard], strict=True):
             plane.show(panel, picture)
     return images, agreement

@@ -50,6 +50,11 @@ class Plane:
         return [self.columns, self.rows]
 
     @property
+    def across(self) -> int:
+        """Array axis that a plane of a volume is cut across."""
+        return ({0, 1, 2} - set(self.in_plane)).pop()
+
+    @property
     def sides(self) -> list[float]:
         """Width and height in millimetres."""
         return [self.shape[a] * self.spacing[a] for a in self.in_plane]
@@ -72,14 +77,21 @@ class Plane:
         """The plane of `[C, *S]` as shown, `[C, rows, columns]`."""
         return self.flat(self.slab(array))
 
+    def pulled_back(self, moving: Tensor, ddf: Tensor, to_moving: Tensor) -> Tensor:
+        """`moving` `[C, *M]` carried to this plane by a field `[D, *S]`: the slab `[C, *S']`, one voxel thick."""
+        return self._warped(moving, self.slab(ddf), to_moving)
+
     def take_unregistered(self, moving: Tensor, to_moving: Tensor) -> np.ndarray:
         """The moving image on this plane of the fixed grid with no displacement, `[C, rows, columns]`."""
-        shift = geometry.identity_matrix(len(self.shape), device=moving.device)
-        sizes = list(self.shape)
-        for axis in set(range(len(sizes))) - {self.rows, self.columns}:
-            shift[axis, -1], sizes[axis] = self.index[axis], 1
-        still = torch.zeros(len(sizes), *sizes, device=moving.device)
-        return self.flat(geometry.warp(moving, still, to_moving.to(shift) @ shift))
+        sizes = [size if axis in self.in_plane else 1 for axis, size in enumerate(self.shape)]
+        return self.flat(self._warped(moving, torch.zeros(len(sizes), *sizes, device=moving.device), to_moving))
+
+    def _warped(self, moving: Tensor, slab: Tensor, to_moving: Tensor) -> Tensor:
+        """`moving` `[C, *M]` pulled back through the field's slab `[D, *S']` alone, `[C, *S']`."""
+        shift = geometry.identity_matrix(len(self.shape), device=slab.device)
+        for axis in set(range(len(self.shape))) - set(self.in_plane):
+            shift[axis, -1] = self.index[axis]
+        return geometry.warp(moving, slab, to_moving.to(shift) @ shift)
 
     def take_jacobian(self, ddf: Tensor) -> np.ndarray:
         """Jacobian determinant and where it is not positive (share of a pixel), `[2, rows, columns]`."""
