@@ -91,12 +91,11 @@ def draw_prompt(
     """Mark prompt k: stars for clicks inside, crosses for clicks outside, a dashed box with its centre.
 
     Marks away from a 3-D plane are drawn faint, at their nearest place on it; those more than `reach` voxels away, and
-    boxes that end farther away, not at all. Names go in one of four directions by k, so that those of prompts at one
-    place stay apart.
+    boxes that end farther away, not at all. The name stands at the first mark drawn, in one of four directions by k,
+    so that those of prompts at one place stay apart.
     """
     marks = prompts.coordinates[k].detach().cpu().float()
     labels = [1] if prompts.labels is None else prompts.labels[k].tolist()
-    named = reach
     if prompts.kind == "box":
         first, last = marks.amin(0), marks.amax(0)
         beyond = torch.maximum(first - torch.tensor(plane.index), torch.tensor(plane.index) - last)
@@ -106,7 +105,7 @@ def draw_prompt(
         style: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 1.0, "linestyle": (0, (5, 3))}
         left, top = first[plane.in_plane].tolist()
         panel.add_patch(Rectangle((left, top), *(last - first)[plane.in_plane].tolist(), path_effects=HALO, **style))
-        marks, named = marks.mean(0, keepdim=True), math.inf  # a box that is shown has its name
+        marks = marks.mean(0, keepdim=True)
     away = (marks - torch.tensor(plane.index)).abs()
     away[:, plane.in_plane] = 0
     distances = away.amax(1).tolist()
@@ -117,7 +116,7 @@ def draw_prompt(
             panel.scatter(across, down, s=130, marker="*", edgecolors="black", linewidths=0.7, **click)
         elif label == 0 and distance <= reach:
             panel.scatter(across, down, s=45, marker="x", linewidths=2, path_effects=HALO, **click)
-    shown = [i for i, distance in enumerate(distances) if labels[i] >= 0 and distance <= named]
+    shown = [i for i, distance in enumerate(distances) if labels[i] >= 0 and distance <= reach]
     if shown:
         _draw_name(panel, places[shown[0]], k, name, colour, _fading(distances[shown[0]]))
 

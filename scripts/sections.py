@@ -74,6 +74,6 @@ def sections_figure(areas: Tensor, pairs: RegionPairs, step: float) -> Figure | 
         panel.set_axis_off()
     for panel in axes.flat[len(found) - columns : len(found)]:
         panel.tick_params(labelbottom=True)
-    figure.supxlabel("from the first slice [mm]", fontsize=10, color="#555555")
+    figure.supxlabel("distance from slice 0 [mm]", fontsize=10, color="#555555")
     figure.supylabel("section area [mm²]", fontsize=10, color="#555555")
     return figure

@@ -146,7 +146,7 @@ def test_boxes_are_shown_in_the_slices_they_span() -> None:
         draw_prompt(axes[0, 0], plane, box, 0, "red", "box", reach=0.5)
         if axes[0, 0].patches:
             shown.append(at)
-            assert len(axes[0, 0].texts) == 1 and len(axes[0, 0].collections) == (at == 9)  # the centre's star
+            assert len(axes[0, 0].texts) == len(axes[0, 0].collections) == (at == 9)  # name and star at its centre
     assert shown == list(range(6, 13))
 
 
