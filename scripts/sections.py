@@ -55,25 +55,31 @@ def sections_figure(areas: Tensor, pairs: RegionPairs, step: float) -> Figure | 
     columns = min(COLUMNS, len(found))
     rows = math.ceil(len(found) / columns)
     figure = Figure(figsize=(FIGURE_WIDTH, HEIGHT * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    axes = figure.subplots(rows, columns, squeeze=False)
     millimetres = step * np.arange(areas.shape[-1])
-    marker = "o" if len(millimetres) <= 40 else ""
     for panel, k in zip(axes.flat, found, strict=False):
         colour, (fixed, carried) = colour_of(k), areas[:, k].numpy()
+        first, last = _extent(areas[:, k])
+        marker = "o" if last - first <= 40 else ""
         panel.set_facecolor(BACK)
         panel.grid(color=LINES, linewidth=0.6)
         panel.set_axisbelow(True)
         panel.fill_between(millimetres, fixed, carried, color=colour, alpha=0.25, linewidth=0)
         panel.plot(millimetres, fixed, color=colour, linewidth=1.6, marker=marker, markersize=3)
         panel.plot(millimetres, carried, color=colour, linewidth=1.6, linestyle=(0, (4, 2)))
-        panel.set_ylim(0, 1.08 * max(fixed.max(), carried.max(), 1e-6))
+        panel.set_xlim(step * (first - 0.3), step * (last + 0.3))
+        panel.set_ylim(0, 1.08 * (float(areas[:, k].max()) or 1.0))
         panel.set_title(pairs.ids[k], fontsize=10, color="#333333", pad=4)
         panel.tick_params(labelsize=8, length=2, colors="#555555")
         panel.spines[:].set_visible(False)
     for panel in axes.flat[len(found) :]:
         panel.set_axis_off()
-    for panel in axes.flat[len(found) - columns : len(found)]:
-        panel.tick_params(labelbottom=True)
     figure.supxlabel("distance from slice 0 [mm]", fontsize=10, color="#555555")
     figure.supylabel("section area [mm²]", fontsize=10, color="#555555")
     return figure
+
+
+def _extent(areas: Tensor) -> tuple[int, int]:
+    """Slices to show of `[2, slices]`: those that hold either region and one more to each side, which holds none."""
+    held = areas.amax(0).nonzero()[:, 0].tolist() or [0, areas.shape[-1] - 1]
+    return max(held[0] - 1, 0), min(held[-1] + 1, areas.shape[-1] - 1)

@@ -99,6 +99,8 @@ def test_plot_draws_both_areas_of_each_pair_found() -> None:
     assert panel.get_title() == "ball" and fixed.get_linestyle() == "-" and carried.is_dashed()
     assert fixed.get_xdata().tolist() == [2.0 * at for at in range(18)]
     assert np.array_equal(fixed.get_ydata(), areas[0, 0]) and np.array_equal(carried.get_ydata(), areas[1, 0])
+    left, right = panel.get_xlim()
+    assert 2.0 < left < 4.0 and 32.0 < right < 34.0  # the ball's slices, 3 to 15, and one to each side, of 2 mm
     nothing = replace(registration.pairs, found=torch.zeros(2, dtype=torch.bool))
     assert sections_figure(areas, nothing, 2.0) is None
 
