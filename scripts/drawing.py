@@ -125,6 +125,7 @@ def _draw_name(panel: Axes, place: Sequence[float], k: int, name: str, colour: s
     (side, right), (level, up) = (("left", 5), ("right", -5))[k % 2], (("bottom", 2), ("top", -2))[k // 2 % 2]
     style: dict[str, Any] = {"color": colour, "alpha": alpha, "size": 11, "weight": "bold", "zorder": 6}
     offset: dict[str, Any] = {"xytext": (right, up), "textcoords": "offset points", "ha": side, "va": level}
+    style["parse_math"] = False  # a name may hold a dollar sign
     panel.annotate(name, (place[0], place[1]), annotation_clip=True, path_effects=HALO, **offset, **style)
 
 

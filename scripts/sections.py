@@ -69,7 +69,7 @@ def sections_figure(areas: Tensor, pairs: RegionPairs, step: float) -> Figure | 
         panel.plot(millimetres, carried, color=colour, linewidth=1.6, linestyle=(0, (4, 2)))
         panel.set_xlim(step * (first - 0.3), step * (last + 0.3))
         panel.set_ylim(0, 1.08 * (float(areas[:, k].max()) or 1.0))
-        panel.set_title(pairs.ids[k], fontsize=10, color="#333333", pad=4)
+        panel.set_title(pairs.ids[k], fontsize=10, color="#333333", pad=4, parse_math=False)
         panel.tick_params(labelsize=8, length=2, colors="#555555")
         panel.spines[:].set_visible(False)
     for panel in axes.flat[len(found) :]:

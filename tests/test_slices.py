@@ -129,6 +129,12 @@ def test_scroller_of_a_long_volume_is_thinned(tmp_path: Path, monkeypatch: pytes
     assert "4 of the 18 axial slices" in page and "<output>Slice 11 · 22.0 mm</output>" in page
 
 
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    registration = planted()
+    write_report(replace(registration, pairs=replace(registration.pairs, ids=("$\\x$", "b"))), tmp_path / "report.html")
+    assert "<b>$\\x$</b>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_frames_show_what_lies_in_their_slice() -> None:
     frames = list(slice_frames(planted()))
     named = [frame.slice for frame in frames if any(text.get_text() == "ball" for text in frame.figure.axes[0].texts)]
