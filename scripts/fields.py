@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from .geometry import identity_points, transform_points
-from .images import lps_flip, nifti_image
+from .images import nifti_image
+from .readers import lps_flip
 from .registration import ImageInfo
 
 

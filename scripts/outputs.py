@@ -28,8 +28,9 @@ from torch import Tensor
 from .atomic import write_text_atomically
 from .errors import InputError
 from .fields import write_field
-from .images import JPEG, TIFF, lps_flip, nifti_image
+from .images import nifti_image
 from .prompts import Prompts
+from .readers import JPEG, TIFF, lps_flip
 from .registration import ImageInfo, RegionPairs, Registration
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "segment-anything")  # whose versions a run records

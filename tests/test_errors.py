@@ -70,7 +70,10 @@ CASES: dict[str, Case] = {
     # images
     "no image": (lambda _: {"moving_image": ""}, r"moving_image: none given; expected the path of an image"),
     "missing file": (lambda d: {"fixed_image": d / "no.png"}, r"fixed_image: .*no\.png: no such file; give the path"),
-    "no DICOM": (lambda d: {"moving_image": folder(d / "dcm")}, r"moving_image: .*0 DICOM series; give .*exactly one"),
+    "no DICOM": (
+        lambda d: {"moving_image": folder(d / "dcm")},
+        r"moving_image: .*holds no DICOM images.*give a folder",
+    ),
     "text as PNG": (lambda d: {"fixed_image": written(d / "t.png", "hello")}, r"fixed_image: .*t\.png: cannot be read"),
     "half a PNG": (lambda d: {"fixed_image": cut(png(d / "h.png"))}, r"fixed_image: .*h\.png: cannot be read .*whole"),
     "half a NIfTI": (
@@ -94,7 +97,7 @@ CASES: dict[str, Case] = {
     ),
     "4-D": (
         lambda d: {"moving_image": nifti(d / "f.nii", np.stack([VOLUME] * 3, axis=-1))},
-        r"moving_image: .*has 4 axes.*choose a frame",
+        r"moving_image: .*holds 3 frames; choose one with --moving_frame \(0 to 2\)",
     ),
     "2-D with 3-D": (
         lambda d: {"moving_image": nifti(d / "v.nii", VOLUME)},
