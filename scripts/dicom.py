@@ -87,11 +87,15 @@ def find_series(folder: Path) -> list[Slice]:
     """Headers of the only series in a folder.
 
     Raises:
-        InputError: no images, more than one series (which are listed), or a file of it that cannot be read.
+        InputError: no images, more than one series (which are listed), or a file that cannot be read.
     """
     with _quiet():
         uids = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         found = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in uids}
+    known = {Path(name).name for names in found.values() for name in names} | {"DICOMDIR"}
+    strange = [p.name for p in sorted(folder.iterdir()) if p.name not in known and p.is_file() and is_dicom(p)]
+    if strange:  # left out of its series in silence, it would be missed only if it lay in the middle
+        raise InputError(f"{strange[0]} in the folder is DICOM but cannot be read (damaged?); replace or remove it")
     first = {uid: header for uid, names in found.items() if (header := _image_header(names[0]))}
     if not first:
         raise InputError(
