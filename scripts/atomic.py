@@ -16,7 +16,7 @@ def written_atomically(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not `tempfile`, whose files only their owner may read.
-    unfinished = path.with_name(f".unfinished-{uuid4().hex}{path.suffix}")
+    unfinished = path.with_name(f".unfinished-{uuid4().hex}{''.join(path.suffixes)}")
     try:
         yield unfinished
         os.replace(unfinished, path)

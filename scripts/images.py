@@ -118,7 +118,7 @@ def _told(name: str, path: str | Path) -> Iterator[None]:
 
 
 def _info(path: str | Path, suffix: str, affine: np.ndarray) -> ImageInfo:
-    spacing = _check_affine(affine)
+    spacing = usable_spacing(affine)
     axes = affine[:-1, :-1] / spacing
     if np.abs(axes.T @ axes - np.eye(len(axes))).max() > SHEAR:
         warn_once(
@@ -141,8 +141,8 @@ def _check_finite(image: Tensor) -> None:
         raise InputError(f"has {wrong} NaN or infinite values; replace them by numbers, e.g. the background's")
 
 
-def _check_affine(affine: np.ndarray) -> tuple[float, ...]:
-    """Spacing, mm, of a usable affine."""
+def usable_spacing(affine: np.ndarray) -> tuple[float, ...]:
+    """Spacing, mm, of an affine `[D+1, D+1]`; raises InputError when it gives voxels no place of their own."""
     if not np.isfinite(affine).all():
         raise InputError("its affine is not finite; repair the header")
     spacing = np.linalg.norm(affine[:-1, :-1], axis=0)
