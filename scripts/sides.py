@@ -9,7 +9,7 @@ import torch
 
 from .errors import InputError
 from .fields import between
-from .geometry import transform_points
+from .geometry import box_corners, transform_points
 from .images import read_values
 from .readers import warn_once
 from .registration import ImageInfo
@@ -47,8 +47,9 @@ def check_same(given: Grid | None, fixed: Grid, field: str) -> None:
         return
     same = given.shape == fixed.shape
     if same:
-        corners = transform_points(between(given.info, fixed.info), torch.tensor(given.shape).double()[:, None])
-        same = bool((corners[:, 0] - torch.tensor(given.shape)).abs().max() < NEAR)
+        box = torch.stack([torch.zeros(len(given.shape)), torch.tensor(given.shape).float()])
+        corners = box_corners(box[None])[0].T.double()
+        same = bool((transform_points(between(given.info, fixed.info), corners) - corners).abs().max() < NEAR)
     if not same:
         raise InputError(
             f"fixed_image: {given.info.path}, of shape {given.shape}, does not lie on the grid of the field {field}, "
@@ -68,7 +69,7 @@ def placed(carried: Grid, side: Grid | None) -> ImageInfo:
         return carried.info
     if carried.shape != side.shape:
         raise InputError(
-            f"{carried.name}: {carried.info.path} has shape {carried.shape}; {side.name} has {side.shape}, and pictures "
-            "must have the same"
+            f"{carried.name}: {carried.info.path} has shape {carried.shape}; {side.name} has {side.shape}, "
+            "and pictures must have the same"
         )
     return side.info
