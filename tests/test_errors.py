@@ -127,6 +127,10 @@ CASES: dict[str, Case] = {
         lambda d: {"moving_image": giant(d / "g.nii")},
         r"moving_image: .*30000x30000x30000 voxels about .* GB of memory are needed.*crop or resample",
     ),
+    "a limit of memory": (
+        lambda _: {"preprocessing::transforms::0::memory": 1000},
+        r"fixed_image and moving_image: to register images of 32x40 and 32x40 voxels about .*crop or resample",
+    ),
     "2-D with 3-D": (
         lambda d: {"moving_image": nifti(d / "v.nii", VOLUME)},
         r"moving_image: .*3 axes but fixed_image has 2; both must be",
