@@ -75,7 +75,7 @@ class SliceWiseSegmenter:
 
     def __init__(self, segmenter: Segmenter, how: SliceWise, normal: int) -> None:
         self.segmenter, self.how, self.normal = segmenter, how, normal
-        self.spec, self.cache = replace(segmenter.spec, dims=3), segmenter.cache
+        self.spec, self.cache = replace(segmenter.spec, dims=3, drafts=True), segmenter.cache
 
     def describe(self) -> dict[str, Any]:
         """What a run records of the model, JSON-able."""
@@ -167,6 +167,15 @@ class SliceWiseSegmenter:
                 active = [g for g, at, _ in steps if g.goes_on(at, direction, embedding, self.how)]
         logits = torch.stack([g.filled() for g in growing])
         return Decoded(logits, torch.stack([torch.stack(list(g.quality.values())).mean() for g in growing]))
+
+    @torch.no_grad()
+    def draft(self, embedding: Embedding, prompts: Prompts) -> Decoded:
+        """The mask of the slice through the middle of each prompt, in all slices that a box spans."""
+        asked = on_model(prompts, embedding)
+        growing = [_Growing(asked[[n]], embedding.input_size[2], self.how.asked) for n in range(len(asked))]
+        self._ask(embedding, [(g, g.centre, g.first_prompt()) for g in growing])
+        logits = torch.stack([g.extruded() for g in growing])
+        return Decoded(logits, torch.stack([g.quality[g.centre] for g in growing]))
 
     def _ask(self, embedding: Embedding, questions: list[tuple[_Growing, int, Prompts]]) -> None:
         """Ask each region for its mask in one slice; what shares a slice is asked at once."""
@@ -284,6 +293,15 @@ class _Growing:
         if not same:
             self.ended.add(at)
         return bool(same)
+
+    def extruded(self) -> Tensor:
+        """Logits `[m, m, slices]`: those of the middle in every slice of a box."""
+        logits = torch.full(
+            (*self.logits[self.centre].shape, self.slices), NOTHING, device=self.prompt.coordinates.device
+        )
+        spans = slice(self.first, self.last + 1) if self.prompt.labels is None else [self.centre]
+        logits[..., spans] = self.logits[self.centre][..., None]
+        return logits
 
     def filled(self) -> Tensor:
         """Logits `[m, m, slices]`: those asked, between them interpolated, beyond them nothing."""
