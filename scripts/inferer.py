@@ -117,11 +117,12 @@ class PromptRegInferer(Inferer):
                 fixed, moving = segmenter.encode([request.fixed, request.moving], [a.float() for a in affines])
             with clock("coarse prior"):
                 scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
-                to_moving, places = prealign(self.prealignment, request, scene)
+                to_moving, prealigned = prealign(self.prealignment, request, scene)
                 coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
             with clock("one scene or two"):
-                edges, evidence = None, {f"prealignment {name}": score for name, score in places.items()}
-                if self.same_scene and request.fixed.ndim == 3:
+                edges: tuple[Tensor, Tensor] | None = None
+                evidence: dict[str, float] = {}
+                if self.same_scene and request.fixed.ndim == 3:  # a picture
                     edges, evidence = self.same_scene.propose(scene, grid, to_moving)
                 ddf, inverse = edges or (coarse(grid), coarse.inverse(grid))
                 prior = Prior(ddf, inverse, to_moving)
@@ -161,6 +162,7 @@ class PromptRegInferer(Inferer):
             settings=self.settings(segmenter),
             hypothesis="features" if edges is None else "one scene",
             evidence=evidence,
+            prealigned=prealigned,
         )
 
     def _for_image(self, network: Segmenter, request: PairRequest) -> Segmenter:

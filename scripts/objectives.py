@@ -190,7 +190,8 @@ class LnccTerm(Term):
         def mean(maps: Tensor) -> Tensor:
             maps = maps[:, None]
             for axis in range(dims):  # a box is as good as its sides one after the other, and far cheaper
-                window = [self.kernel if a == axis else 1 for a in range(dims)]
+                side = min(self.kernel, (maps.shape[axis + 2] - 1) // 2 * 2 + 1)  # a slab may have fewer slices
+                window = [side if a == axis else 1 for a in range(dims)]
                 maps = pool(maps, window, 1, [n // 2 for n in window], count_include_pad=False)
             return maps[:, 0]
 

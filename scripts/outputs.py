@@ -146,6 +146,7 @@ def run_record(registration: Registration) -> dict[str, Any]:
         "seed": registration.settings.get("seed"),
         "settings": registration.settings,
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "prealignment": registration.prealigned,
         "hypothesis": registration.hypothesis,
         "evidence": registration.evidence,
         "seconds": registration.seconds,

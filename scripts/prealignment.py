@@ -9,6 +9,7 @@ correlation's significance grows with its evidence. Orientations and spacings ar
 from __future__ import annotations
 
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ GAIN = 1.1  # by which another choice must be better than the headers
 CHOICES = ("auto", "world", "centre", "features")
 
 
-def prealign(how: str, request: PairRequest, scene: Scene) -> tuple[Tensor, dict[str, float]]:
+def prealign(how: str, request: PairRequest, scene: Scene) -> tuple[Tensor, dict[str, Any]]:
     """Matrix `[D+1, D+1]` from fixed to moving voxels before anything is fitted.
 
     Args:
@@ -37,10 +38,11 @@ def prealign(how: str, request: PairRequest, scene: Scene) -> tuple[Tensor, dict
         scene: both images embedded.
 
     Returns:
-        the matrix and, where the choice was made here, the score of every choice.
+        the matrix; what it goes "by" and, where that was chosen here, the "scores" of all choices.
     """
     if how in ("world", "centre") or request.fixed.ndim == 3:
-        return request.to_moving("world" if how in ("auto", "features") else how), {}
+        chosen = "world" if how in ("auto", "features") else how
+        return request.to_moving(chosen), {"by": chosen}
     matrices = {name: request.to_moving(name) for name in ("world", "centre")}
     scores, step = _scores(scene, matrices["centre"])
     shape = torch.tensor(scores.shape)
@@ -57,12 +59,12 @@ def prealign(how: str, request: PairRequest, scene: Scene) -> tuple[Tensor, dict
     matrices["features"][:-1, -1] += linear @ (shift * step)
     found = {"features": float(scores.max()), **{name: score_at(matrices[name]) for name in ("world", "centre")}}
     if how == "features":
-        return matrices["features"], found
+        return matrices["features"], {"by": "features", "scores": found}
     chosen = "world"
     for other in ("centre", "features"):
         if found[other] > GAIN * found[chosen]:
             chosen = other
-    return matrices[chosen], found
+    return matrices[chosen], {"by": chosen, "scores": found}
 
 
 def _scores(scene: Scene, to_moving: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,7 @@ class Registration:
         settings: what produced this (transformation, objective, seed, ...), JSON-able.
         hypothesis: what led the map, "features" (and regions) or the edges of "one scene".
         evidence: for or against one scene (see `same_scene`); empty where it was not asked.
+        prealigned: what the images were placed "by" before the fit, and the "scores" of the choices (`prealignment`).
     """
 
     fixed: Tensor
@@ -94,3 +95,4 @@ class Registration:
     settings: dict[str, Any] = field(default_factory=dict)
     hypothesis: str = "features"
     evidence: dict[str, float] = field(default_factory=dict)
+    prealigned: dict[str, Any] = field(default_factory=dict)

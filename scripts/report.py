@@ -62,6 +62,7 @@ def write_report(registration: Registration, path: str | Path, *, notes: Mapping
         rows=_describe_pairs(registration.pairs),
         hypothesis=registration.hypothesis,
         evidence=registration.evidence,
+        prealigned=registration.prealigned,
         seconds=registration.seconds,
         total_seconds=sum(registration.seconds.values()),
         counts=registration.counts,

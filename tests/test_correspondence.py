@@ -194,3 +194,17 @@ def test_mutual_information_prefers_alignment_whatever_the_contrast() -> None:
 def test_bending_of_a_slab_of_two_slices_is_finite() -> None:
     field = torch.randn(3, 8, 8, 2, generator=torch.Generator().manual_seed(0))
     assert bending_energy(field, torch.ones(3, 1, 1, 1)).isfinite()
+
+
+@pytest.mark.parametrize("shape", [(24, 24, 2), (24, 24, 8), (8, 8)])
+def test_local_correlation_of_thin_slabs(shape: tuple[int, ...]) -> None:
+    """Windows are no larger than the image: the images correlate perfectly with themselves, less with others."""
+    generator = torch.Generator().manual_seed(0)
+    image, other = (torch.rand(1, *shape, generator=generator) for _ in range(2))
+    points = identity_points(shape)
+    losses = [
+        LnccTerm().prepare(Scene(*[View(v, embedding(shape), v[:0]) for v in (image, x)]), points)
+        for x in (image, other)
+    ]
+    same, different = (float(loss(points)) for loss in losses)
+    assert same == pytest.approx(0, abs=1e-3) and different > 0.5

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def info(origin: tuple[float, float, float]) -> ImageInfo:
     return ImageInfo("", "volume", ".nii.gz", affine, (1.0, 1.0, 1.0))
 
 
-def aligned(how: str, request: PairRequest) -> tuple[torch.Tensor, dict[str, float]]:
+def aligned(how: str, request: PairRequest) -> tuple[torch.Tensor, dict[str, Any]]:
     embeddings = DiscSegmenter(3, 48).encode([request.fixed, request.moving])
     scene = Scene(View.plain(request.fixed, embeddings[0]), View.plain(request.moving, embeddings[1]))
     return prealign(how, request, scene)
@@ -40,25 +42,25 @@ def aligned(how: str, request: PairRequest) -> tuple[torch.Tensor, dict[str, flo
 
 def test_true_headers_are_believed() -> None:
     image = volume((40, 40, 40), (18.0, 20.0, 22.0))
-    matrix, scores = aligned("auto", PairRequest(image, image, info((5, 6, 7)), info((5, 6, 7))))
+    matrix, found = aligned("auto", PairRequest(image, image, info((5, 6, 7)), info((5, 6, 7))))
     assert torch.allclose(matrix, torch.eye(4), atol=1e-4)
-    assert scores["world"] == pytest.approx(1.0, abs=0.05)
+    assert found["by"] == "world" and found["scores"]["world"] == pytest.approx(1.0, abs=0.05)
 
 
 def test_headers_that_lie_are_overruled() -> None:
     """The moving header is 100 mm off: image centres fit, the content does not overlap by the header."""
     image = volume((40, 40, 40), (18.0, 20.0, 22.0))
-    matrix, scores = aligned("auto", PairRequest(image, image, info((0, 0, 0)), info((100, 0, 0))))
-    assert torch.allclose(matrix, torch.eye(4), atol=1e-4) and scores["world"] == 0
+    matrix, found = aligned("auto", PairRequest(image, image, info((0, 0, 0)), info((100, 0, 0))))
+    assert torch.allclose(matrix, torch.eye(4), atol=1e-4) and found["scores"]["world"] == 0
 
 
 def test_partial_overlap_is_found() -> None:
     """The moving volume shows the upper half of the fixed one: neither headers nor centres are right."""
     fixed = volume((30, 30, 70), (15.0, 15.0, 14.0), (13.0, 18.0, 52.0))
     moving = fixed[..., 38:]
-    matrix, scores = aligned("auto", PairRequest(fixed, moving, info((0, 0, 0)), info((0, 0, -60))))
+    matrix, found = aligned("auto", PairRequest(fixed, moving, info((0, 0, 0)), info((0, 0, -60))))
     at = transform_points(matrix, torch.tensor([[13.0], [18.0], [52.0]]))[:, 0]
-    assert torch.allclose(at, torch.tensor([13.0, 18.0, 14.0]), atol=2.5), scores
+    assert torch.allclose(at, torch.tensor([13.0, 18.0, 14.0]), atol=2.5), found
 
 
 def test_pictures_have_no_headers() -> None:
@@ -66,8 +68,8 @@ def test_pictures_have_no_headers() -> None:
     picture = ImageInfo("", "picture", ".png", torch.eye(3, dtype=torch.float64), (1.0, 1.0))
     embeddings = DiscSegmenter().encode([image, image])
     scene = Scene(View.plain(image, embeddings[0]), View.plain(image, embeddings[1]))
-    matrix, scores = prealign("auto", PairRequest(image, image, picture, picture), scene)
-    assert torch.equal(matrix, torch.eye(3)) and not scores
+    matrix, found = prealign("auto", PairRequest(image, image, picture, picture), scene)
+    assert torch.equal(matrix, torch.eye(3)) and found == {"by": "world"}
 
 
 def test_unknown_choice() -> None:
