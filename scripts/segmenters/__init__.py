@@ -2,6 +2,8 @@
 """Promptable segmentation models: a protocol and one adapter per family."""
 
 from .lite_medsam import LiteMedSAM
+from .med_sam import MedSAM
 from .protocol import PromptableSegmenter, SegmenterSpec
+from .sam import SAM
 
-__all__ = ["LiteMedSAM", "PromptableSegmenter", "SegmenterSpec"]
+__all__ = ["SAM", "LiteMedSAM", "MedSAM", "PromptableSegmenter", "SegmenterSpec"]

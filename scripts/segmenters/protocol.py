@@ -234,9 +234,23 @@ class PromptableSegmenter(nn.Module, ABC):
             for n, (image, (_, to_model, valid)) in enumerate(zip(images, prepared, strict=True))
         ]
 
+    def check(self, prompts: Prompts) -> None:
+        """Raise `InputError` for prompts of a type that the model cannot take."""
+        given = {prompts.kind, *(() if prompts.masks is None else ("mask",))}
+        if not given <= self.spec.accepts:
+            raise InputError(
+                f"prompts: {self.spec.name} cannot take the type {sorted(given - self.spec.accepts)}; "
+                f"it takes {sorted(self.spec.accepts)}"
+            )
+
     @torch.no_grad()
     def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
-        """Segment the image at N prompts given in its voxels; decoded in chunks with the embedding shared."""
+        """Segment the image at N prompts given in its voxels; decoded in chunks with the embedding shared.
+
+        Raises:
+            InputError: for a type of prompt that the model cannot take.
+        """
+        self.check(prompts)
         inside = prompts.to(self.device).transformed(embedding.to_model)
         with self._autocast():
             parts = [self._decode(embedding, inside[n : n + self.chunk]) for n in range(0, len(inside), self.chunk)]
@@ -252,7 +266,11 @@ class PromptableSegmenter(nn.Module, ABC):
 
         Returns:
             logits `[N, *mask]` and derivatives `[N, P * D, *mask]` per voxel of the image.
+
+        Raises:
+            InputError: for a type of prompt that the model cannot take.
         """
+        self.check(prompts)
         prompts = prompts.to(self.device)
         directions = torch.eye(prompts.coordinates[0].numel(), device=self.device)
         directions = directions.reshape(-1, *prompts.coordinates.shape[1:])
