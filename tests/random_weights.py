@@ -9,12 +9,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scripts.prompts import Prompts
 from scripts.segmenters.protocol import Embedding, PromptableSegmenter
+from scripts.segmenters.sam import SAM
 from scripts.segmenters.vit import ViTConfig
 
 SMALL = ViTConfig(size=128, width=32, depth=3, heads=4, global_blocks=(1,), window=3, channels=32)
@@ -87,3 +89,12 @@ def assert_jacobian_is_the_derivative(model: PromptableSegmenter, embedding: Emb
         differences.append((ahead.logits - behind.logits) / 0.04)
     assert jacobian.norm() > 0.01
     assert (jacobian - torch.stack(differences, dim=1)).norm() < 0.02 * jacobian.norm()
+
+
+def bare(kind: type[SAM], config: ViTConfig) -> Any:
+    """An adapter with the networks of `kind` and weights as PyTorch draws them, made without a checkpoint."""
+    model = kind.__new__(kind)
+    nn.Module.__init__(model)
+    model.config = config
+    model.build()
+    return model

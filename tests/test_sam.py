@@ -270,7 +270,7 @@ def test_what_a_picture_is(values: list[float], rule: str, expected: list[float]
     assert torch.allclose(as_picture(image, rule).flatten(), torch.tensor(expected, dtype=torch.float32))
 
 
-# ---- what is told apart and refused ------------------------------------------------------------------------------------
+# ---- what is told apart and refused ---------------------------------------------------------------------------------
 
 
 def test_med_sam_is_told_apart_by_the_user(upstream: Sam, file: Path, tmp_path: Path) -> None:

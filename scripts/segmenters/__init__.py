@@ -5,5 +5,7 @@ from .lite_medsam import LiteMedSAM
 from .med_sam import MedSAM
 from .protocol import PromptableSegmenter, SegmenterSpec
 from .sam import SAM
+from .sam_hq import SAMHQ
+from .sam_med2d import SAMMed2D
 
-__all__ = ["SAM", "LiteMedSAM", "MedSAM", "PromptableSegmenter", "SegmenterSpec"]
+__all__ = ["SAM", "SAMHQ", "LiteMedSAM", "MedSAM", "PromptableSegmenter", "SAMMed2D", "SegmenterSpec"]

@@ -16,12 +16,14 @@ from torch import Tensor
 from ..geometry import scaling_about_corner
 from .intensities import as_picture, unit_range
 from .sam import SAM
+from .vit import VARIANTS
 
 
 class MedSAM(SAM):
     """SAM for medical images; arguments as for `SAM`."""
 
     family = "MedSAM"
+    variants = {"vit_b": VARIANTS["vit_b"]}  # noqa: RUF012  # nobody writes to it
     trained_with = frozenset({"box"})
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:

@@ -56,7 +56,8 @@ class Embedding:
         levels: feature grids `[C, *g]`, shallow to deep; the last is the one the mask decoder attends to.
         image_shape: size of the image it was made from.
         to_model: matrix from image voxels to voxels of the model input.
-        valid: size of the part of the model input that shows the image (the rest is padding at the far ends).
+        valid: size of the part of the model input that shows the image (the rest is padding); it begins where
+            `to_model` leads the image's first edge.
         input_size: size of the model input.
     """
 
@@ -83,10 +84,13 @@ class Embedding:
     def inside(self, shape: tuple[int, ...]) -> Tensor:
         """`[*shape]` bool: which voxels of a grid over the model input show the image rather than padding."""
         inside = torch.ones(shape, dtype=torch.bool, device=self.to_model.device)
+        first = transform_points(self.to_model, self.to_model.new_full((len(shape),), -0.5)) + 0.5  # edges, not centres
         for axis, (size, valid, full) in enumerate(zip(shape, self.valid, self.input_size, strict=True)):
-            centres = (torch.arange(size, device=inside.device) + 0.5) * full / size
-            centres[0] = 0  # the first voxel always shows some of the image
-            inside &= (centres < valid).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+            centres = (torch.arange(size, device=inside.device) + 0.5) * full / size - first[axis].round()
+            nearest = centres - valid / 2  # from the middle of what is shown
+            shown = (centres >= 0) & (centres < valid)
+            shown[nearest.abs().argmin()] = True  # some voxel shows an image however thin
+            inside &= shown.reshape([-1 if a == axis else 1 for a in range(len(shape))])
         return inside
 
     def to_image(self, maps: Tensor) -> Tensor:
@@ -182,8 +186,8 @@ class PromptableSegmenter(nn.Module, ABC):
             image: `[C, *S]`, raw intensities, C = 1 (grey) or 3 (colour).
 
         Returns:
-            the input `[channels, *input_size]`, the matrix from image voxels to input voxels, the size of the part of
-            the input that is not padding.
+            the input `[channels, *input_size]`, the matrix from image voxels to input voxels (a scale and a shift per
+            axis), the size of the part of the input that is not padding.
         """
 
     @abstractmethod

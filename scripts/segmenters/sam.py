@@ -8,6 +8,7 @@ maps by pixel edges, `(p + 1/2) r - 1/2`, which is where it is seen; upstream's 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -35,6 +36,7 @@ class SAM(SamHeads):
     """
 
     family = "SAM"
+    variants: Mapping[str, ViTConfig] = VARIANTS
     trained_with = frozenset({"point", "box", "mask"})
 
     def __init__(
@@ -50,7 +52,7 @@ class SAM(SamHeads):
         cache_mb: float = 0,
     ) -> None:
         super().__init__(chunk, batch, precision, cache_mb)
-        self.variant, self.config = sizes_of(variant)
+        self.variant, self.config = self.sizes_of(variant)
         self.intensity = check_rule(intensity)
         self.choose_outputs(masks)
         self.spec = SegmenterSpec(
@@ -65,6 +67,19 @@ class SAM(SamHeads):
         self.checkpoint = needed(checkpoint, self.spec.name)
         load_strictly(self, self.checkpoint, family=self.spec.name, sha256=sha256)
         self.eval().requires_grad_(False)
+
+    @classmethod
+    def sizes_of(cls, variant: str | ViTConfig) -> tuple[str, ViTConfig]:
+        """Name and sizes of an encoder.
+
+        Raises:
+            InputError: unknown name.
+        """
+        if isinstance(variant, ViTConfig):
+            return "custom", variant
+        if variant not in cls.variants:
+            raise InputError(f"variant: unknown '{variant}', expected one of {sorted(cls.variants)}")
+        return variant, cls.variants[variant]
 
     def build(self) -> None:
         """Make the networks."""
@@ -83,19 +98,6 @@ class SAM(SamHeads):
 
     def _encode(self, inputs: Tensor) -> list[Tensor]:
         return self.image_encoder(inputs)
-
-
-def sizes_of(variant: str | ViTConfig) -> tuple[str, ViTConfig]:
-    """Name and sizes of an encoder.
-
-    Raises:
-        InputError: unknown name.
-    """
-    if isinstance(variant, ViTConfig):
-        return "custom", variant
-    if variant not in VARIANTS:
-        raise InputError(f"variant: unknown '{variant}', expected one of {sorted(VARIANTS)}")
-    return variant, VARIANTS[variant]
 
 
 def needed(checkpoint: str | Path | None, name: str) -> str | Path:

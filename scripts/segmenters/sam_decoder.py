@@ -143,7 +143,7 @@ def _image_to_tokens(attention: Attention, placed: Tensor, keys: Tensor, values:
 
 
 def upscaled(decoder: MaskDecoder, keys: Tensor) -> Tensor:
-    """Image tokens `[N, P, C]`, four times finer: `[N, P, 4, 4, c]`, the two refinements' 2 x 2 behind each position.
+    """Image tokens `[N, P, C]`, four times finer: `[N, P, 4, 4, c]`, behind a position the two refinements' 2 x 2.
 
     A transposed convolution whose stride is its size is a matrix product per position.
     """
@@ -160,10 +160,14 @@ def upscaled(decoder: MaskDecoder, keys: Tensor) -> Tensor:
 
 def masks_from(finer: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
     """Mask logits `[N, M, 4h, 4w]`: the product of `upscaled` `[N, P, 4, 4, c]` and `hyper_weights` `[N, M, c]`."""
-    masks = finer.flatten(1, 3) @ weights.transpose(1, 2)
-    masks = masks.unflatten(1, (*size, 2, 2, 2, 2))  # [N, h, w, 2, 2, 2, 2, M]
+    return as_grid(finer @ weights.transpose(1, 2)[:, None, None], size)
+
+
+def as_grid(finer: Tensor, size: tuple[int, int]) -> Tensor:
+    """Values `[N, P, 4, 4, c]` in the order of `upscaled` as a grid `[N, c, 4h, 4w]`."""
+    grid = finer.flatten(1, 3).unflatten(1, (*size, 2, 2, 2, 2))  # [N, h, w, 2, 2, 2, 2, c]
     # Rows are h, then the first and the second refinement's row.
-    return masks.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
+    return grid.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
