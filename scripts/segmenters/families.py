@@ -46,7 +46,7 @@ def recognise(state: Mapping[str, Tensor]) -> Family | None:
     if any(key.startswith(("image_encoder.trunk.", "sam_mask_decoder.")) for key in state):
         return Family("SAM 2 or MedSAM2")
     if any(key.startswith("vision_encoder.layers.") for key in state):
-        return Family("SAM in the layout of the package transformers")
+        return Family("SAM in the layout of transformers")
     if any("slice_embed" in key or "depth_embed" in key for key in state):
         return Family("3DSAM-adapter")
     if any(".Space_Adapter." in key or ".MLP_Adapter." in key for key in state):

@@ -63,8 +63,8 @@ class SAM(SamHeads):
             trained_with=self.trained_with,
             differentiable=True,
         )
-        self.build()
         self.checkpoint = needed(checkpoint, self.spec.name)
+        self.build()
         load_strictly(self, self.checkpoint, family=self.spec.name, sha256=sha256)
         self.eval().requires_grad_(False)
 
