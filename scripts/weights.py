@@ -68,7 +68,7 @@ def get_weights(registry: Mapping[str, Any], name: str, output_dir: str | Path, 
         found = sha256_of(target)
         if wanted.sha256 and found != wanted.sha256.lower():
             raise InputError(
-                f"output_dir: {target} is there with SHA-256 {found}, expected {wanted.sha256}; remove it and call again"
+                f"output_dir: {target} has SHA-256 {found}, expected {wanted.sha256}; remove it and call again"
             )
     else:
         found = download(wanted.url, target, size=wanted.size, sha256=wanted.sha256, progress=progress)

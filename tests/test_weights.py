@@ -170,7 +170,7 @@ def test_get_weights(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert f"SHA-256 {SHA256} (verified)" in told and "configs/segmenters/sam_vit_b.yaml" in told
     get_weights(registry(server), "one", tmp_path / "other", progress=False)
     assert "UNVERIFIED: no published hash is known" in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"is there with SHA-256 .* remove it and call again"):
+    with pytest.raises(InputError, match=r"has SHA-256 .* remove it and call again"):
         get_weights(registry(server, sha256="00"), "one", tmp_path)
     with pytest.raises(InputError, match=r"name: unknown 'two', expected one of \['one'\]"):
         get_weights(registry(server), "two", tmp_path)
