@@ -22,6 +22,7 @@ mean the same at any input size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,9 +67,9 @@ class Disagreement:
     """Where two regions differ most.
 
     Attributes:
-        missing: h(x -> y), voxels; at: x* `[D]` on the moving region's contour.
-        spill: h(y -> x), voxels; spill_at: y* `[D]` on the fixed region's contour, back_at: the point of the moving
-            region's contour nearest to it, up to where the spill goes back.
+        missing: h(x -> y), in units of the spacing; at: x* `[D]` on the moving region's contour.
+        spill: h(y -> x), likewise; spill_at: y* `[D]` on the fixed region's contour, back_at: the point of the moving
+            region's contour nearest to it, up to where the spill goes back. All places in voxels.
     """
 
     missing: float
@@ -79,7 +80,7 @@ class Disagreement:
 
     @property
     def distance(self) -> float:
-        """Hausdorff distance, voxels."""
+        """Hausdorff distance, in units of the spacing."""
         return max(self.missing, self.spill)
 
 
@@ -88,8 +89,19 @@ def contour(mask: np.ndarray) -> np.ndarray:
     return np.argwhere(mask & ~binary_erosion(mask)).astype(float)
 
 
-def disagreement(moving: Tensor, fixed: Tensor, *, align: str = "none") -> Disagreement | None:
-    """Directed Hausdorff distances of two regions on one grid, `[*S]` probabilities; None when either is empty."""
+def disagreement(
+    moving: Tensor, fixed: Tensor, *, align: str = "none", spacing: Sequence[float] | None = None
+) -> Disagreement | None:
+    """Directed Hausdorff distances of two regions on one grid.
+
+    Args:
+        moving, fixed: `[*S]` probabilities.
+        align: "centroid" shifts the moving region onto the fixed one's centre of mass first.
+        spacing: voxel size along each axis; None: 1.
+
+    Returns:
+        None when either is empty.
+    """
     shift = np.zeros(fixed.ndim)
     if align == "centroid":
         shift = (centroid((fixed > 0.5).float()) - centroid((moving > 0.5).float())).cpu().numpy()
@@ -97,22 +109,25 @@ def disagreement(moving: Tensor, fixed: Tensor, *, align: str = "none") -> Disag
     if not len(x) or not len(y):
         return None
     x = x + shift
-    from_x, (from_y, nearest) = cKDTree(y).query(x)[0], cKDTree(x).query(y)
+    size = np.ones(fixed.ndim) if spacing is None else np.asarray(spacing)
+    from_x, (from_y, nearest) = cKDTree(y * size).query(x * size)[0], cKDTree(x * size).query(y * size)
     star_x, star_y = from_x.argmax(), from_y.argmax()
     return Disagreement(float(from_x[star_x]), x[star_x], float(from_y[star_y]), y[star_y], x[nearest[star_y]])
 
 
-def auxiliary_point(difference: Disagreement, towards: np.ndarray, epsilon: float) -> tuple[np.ndarray, int]:
+def auxiliary_point(
+    difference: Disagreement, towards: np.ndarray, epsilon: float, spacing: np.ndarray | float = 1.0
+) -> tuple[np.ndarray, int]:
     """Eq. 2: the point to add and its label.
 
     Args:
         difference: of the two regions.
         towards: `[D]` a point inside the moving region (its aligned centroid).
-        epsilon: voxels.
+        epsilon: in units of the spacing; spacing: voxel size along each axis.
     """
     if difference.missing > difference.spill:
         inwards = towards - difference.at
-        return difference.at + inwards * min(1.0, epsilon / max(float(np.linalg.norm(inwards)), 1e-6)), 1
+        return difference.at + inwards * min(1.0, epsilon / max(float(np.linalg.norm(inwards * spacing)), 1e-6)), 1
     return difference.spill_at, 0
 
 
@@ -132,12 +147,14 @@ def move_nearest_edge(box: np.ndarray, point: np.ndarray, label: int, to: np.nda
     return moved
 
 
-def _amended(prompt: Prompts, difference: Disagreement, towards: np.ndarray, epsilon: float) -> Prompts:
+def _amended(
+    prompt: Prompts, difference: Disagreement, towards: np.ndarray, epsilon: float, spacing: np.ndarray
+) -> Prompts:
     """One prompt with the auxiliary point added, or for a box with the edge moved that lets in what is missing or
     leaves out what spills.
     """
     own = prompt.coordinates[0]
-    point, label = auxiliary_point(difference, towards, epsilon)
+    point, label = auxiliary_point(difference, towards, epsilon, spacing)
     if prompt.labels is None:
         box = move_nearest_edge(own.cpu().numpy(), point, label, None if label else difference.back_at)
         return Prompts(torch.as_tensor(np.sort(box, axis=0), dtype=own.dtype, device=own.device)[None])
@@ -167,7 +184,8 @@ def refine(
     Returns:
         K prompts and regions. Prompts keep their number of points: an accepted auxiliary point shapes the region only.
     """
-    voxel = max(fixed.image_shape) / how.scale  # voxels of the image per pixel at scale
+    spacing = np.asarray(fixed.spacing)
+    pixel = float(fixed.extent.amax()) / how.scale  # in units of the spacing
     regions = fixed.to_image(inverse.probability)
     active = list(range(len(inverse.prompts))) if how.steps else []
     amended = {k: inverse.prompts[[k]] for k in active}
@@ -175,11 +193,11 @@ def refine(
     for _ in range(how.steps):
         trials = {}
         for k in active:
-            difference = disagreement(carried[k], regions[k], align=how.align)
-            if difference is None or abs(difference.missing - difference.spill) <= how.sigma * voxel:
+            difference = disagreement(carried[k], regions[k], align=how.align, spacing=fixed.spacing)
+            if difference is None or abs(difference.missing - difference.spill) <= how.sigma * pixel:
                 continue
             inside = centroid(regions[k] if how.align == "centroid" else carried[k]).cpu().numpy()
-            trial = _amended(amended[k], difference, inside, how.epsilon * voxel)
+            trial = _amended(amended[k], difference, inside, how.epsilon * pixel, spacing)
             trial = clamp_to_image(trial, fixed.image_shape)
             if trial.coordinates.equal(amended[k].coordinates):
                 continue  # no edge of the box can help
@@ -189,7 +207,7 @@ def refine(
             index = torch.tensor([k], device=targets.device)
             asked = evaluate(segmenter, fixed, features, prompt, targets[index])
             region = fixed.to_image(asked.probability)
-            after = disagreement(carried[k], region[0], align=how.align)
+            after = disagreement(carried[k], region[0], align=how.align, spacing=fixed.spacing)
             if after is None or after.distance >= distance:
                 continue
             amended[k] = prompt

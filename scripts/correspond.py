@@ -7,7 +7,9 @@ segment X -> prototype -> similarity on Y -> inverse prompt -> segment Y -> auxi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -130,10 +132,50 @@ def correspond(
     """
     features = {side: centred_features(e, centre=method.centre) for side, e in (("x", moving), ("y", fixed))}
     transforms = [
-        m.to(moving_image.device) for m in draw_transforms(method.marginalisation, moving.image_shape, generator)
+        matrix.to(moving_image.device)
+        for matrix in draw_transforms(
+            method.marginalisation, moving.image_shape, generator, moving.spacing, moving.plane
+        )
     ]
     turned = [transform_image(moving_image, matrix) for matrix in transforms[1:]]
-    views = [moving, *(segmenter.encode(turned) if turned else [])]
+    views = [moving, *(segmenter.encode(turned, [moving.affine] * len(turned)) if turned else [])]
+    found = []
+    for some in _in_memory(prompts, moving, fixed, method):
+        found.append(_correspond(segmenter, moving, fixed, features, views, transforms, some, prior, method))
+    return joined(found)
+
+
+def _in_memory(prompts: Prompts, moving: Embedding, fixed: Embedding, method: Method) -> list[Prompts]:
+    """The prompts in groups whose maps fit into a gigabyte: of a volume a few, of a picture usually all."""
+    voxels = max(prod(embedding.image_shape) for embedding in (moving, fixed))
+    starts = len(method.inversion.margins) + 1
+    at_once = int(max(1, 2**30 // (4 * voxels * (2 * starts + 4 * method.marginalisation.transforms))))
+    return [prompts[n : n + at_once] for n in range(0, len(prompts), at_once)]
+
+
+def joined(parts: list[Found]) -> Found:
+    """The counterparts of several groups of prompts of one kind, in order."""
+    labels = [part.prompts.labels for part in parts if part.prompts.labels is not None]
+    return Found(
+        moving_regions=torch.cat([part.moving_regions for part in parts]),
+        fixed_regions=torch.cat([part.fixed_regions for part in parts]),
+        prompts=Prompts(torch.cat([part.prompts.coordinates for part in parts]), torch.cat(labels) if labels else None),
+        cues={name: torch.cat([part.cues[name] for part in parts]) for name in parts[0].cues},
+    )
+
+
+def _correspond(
+    segmenter: Segmenter,
+    moving: Embedding,
+    fixed: Embedding,
+    features: dict[str, Tensor],
+    views: list[Embedding],
+    transforms: list[Tensor],
+    prompts: Prompts,
+    prior: Prior,
+    method: Method,
+) -> Found:
+    """Counterparts of prompts that fit into memory together: one result a view, averaged."""
     results: list[_Result] = []
     for matrix, view in zip(transforms, views, strict=True):
         if view is moving:
@@ -145,7 +187,7 @@ def correspond(
 
     # Averages over the views that saw the prompt, and where they saw (Sec. 3.2); the shown prompt is the best view's.
     asked, shown = views_seen(prompts, transforms, moving.image_shape)
-    per_map = asked.reshape(*asked.shape, *[1] * (moving_image.ndim - 1))
+    per_map = asked.reshape(*asked.shape, *[1] * len(moving.image_shape))
     best = (torch.stack([confidence(result.cues) for result in results]) * asked).argmax(0)
     coordinates = torch.stack([result.inverse.prompts.coordinates for result in results])
     fixed_regions = torch.stack([fixed.to_image(result.inverse.probability) for result in results])
@@ -214,19 +256,28 @@ def _extents(regions: Tensor) -> Tensor:
     return torch.stack([empty if box is None else (box[1] - box[0]).clamp(min=2) for box in boxes])
 
 
-def pair_up(found: Found, prompts: Prompts, given: list[GivenPrompt], to_moving: Tensor, trust: Trust) -> RegionPairs:
+def pair_up(
+    found: Found,
+    prompts: Prompts,
+    given: list[GivenPrompt],
+    to_moving: Tensor,
+    spacing: Sequence[float],
+    trust: Trust,
+) -> RegionPairs:
     """Region pairs with confidence (cues times agreement with the other pairs) or "no correspondence".
 
     Args:
         found: counterparts of K prompts.
         prompts: as the model understood them; given: as they were given (their ids).
         to_moving: matrix from fixed to moving voxels before the fit.
+        spacing: of the fixed image.
         trust: settings.
     """
     own = confidence(found.cues)
-    fixed_centres = region_centres(found.fixed_regions)
-    moving_centres = transform_points(torch.linalg.inv(to_moving), region_centres(found.moving_regions).T).T
-    longest = max(found.fixed_regions.shape[1:])
+    size = torch.tensor(spacing, device=own.device)
+    fixed_centres = region_centres(found.fixed_regions) * size
+    moving_centres = transform_points(torch.linalg.inv(to_moving), region_centres(found.moving_regions).T).T * size
+    longest = float((torch.tensor(found.fixed_regions.shape[1:], device=own.device) * size).amax())
     usable = own >= trust.threshold
     consensus = torch.ones_like(own)
     consensus[usable] = consensus_weights(fixed_centres[usable], moving_centres[usable], own[usable], longest, trust)

@@ -49,6 +49,7 @@ class Fit:
         smoothness: weight of the bending energy, in units of the longest side.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
+        voxels: of a sampling grid at most; bounds time and memory in volumes.
     """
 
     kind: str = "svf"
@@ -56,6 +57,7 @@ class Fit:
     smoothness: float = 1e-4
     step: float = 0.02
     affine_first: bool = True
+    voxels: int = 300_000
 
     def __post_init__(self) -> None:
         try:
@@ -150,7 +152,7 @@ def _fit_level(
     objective: Objective,
     fit: Fit,
 ) -> None:
-    grid = fixed.coarsened(level.size)
+    grid = fixed.coarsened(level.size, fit.voxels)
     points = level_points(grid, fixed, scene.fixed.image.device)
     scale = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, grid.shape, strict=True)]).to(points)
     scale = scale.reshape(-1, *[1] * (points.ndim - 1))

@@ -25,6 +25,7 @@ from .correspondence import Fit, fit_transformation
 from .errors import InputError, as_bool
 from .geometry import folding_percent, warp
 from .objectives import Objective
+from .prealignment import CHOICES, prealign
 from .prompt_inversion import clamp_to_image
 from .prompt_sampling import Sampling, promote_clicks, sample_prompts
 from .prompts import GivenPrompt, Prompts, batched
@@ -33,6 +34,8 @@ from .request import PairRequest
 from .same_scene import SameScene
 from .scene import Scene, View
 from .segmenters.protocol import Embedding, Metered, Segmenter
+from .segmenters.slices import normal_axis
+from .segmenters.slicewise import SliceWise, SliceWiseSegmenter
 from .transformations import Grid
 
 
@@ -43,10 +46,11 @@ class PromptRegInferer(Inferer):
         sampling: how prompts are sampled when none are given.
         method: settings of the correspondence.
         prior_objective, prior_fit: the coarse prior, a fit without region pairs.
-        same_scene: the rival hypothesis, that both images show one scene; None leaves it out (paper).
+        same_scene: the rival hypothesis for pictures, that both show one scene; None leaves it out (paper).
+        slices: how a 2-D model sees volumes.
         objective, fit: the final fit.
         start: "prior" (the final fit starts at the coarse prior) or "identity" (paper).
-        prealignment: how fixed and moving voxels are related before anything is fitted: "world" or "centre".
+        prealignment: how the images lie before anything is fitted: "auto", "world", "centre" or "features".
         seed: of every random draw.
         progress: show a progress bar on standard error.
     """
@@ -60,9 +64,10 @@ class PromptRegInferer(Inferer):
         objective: Objective,
         fit: Fit,
         same_scene: SameScene | None = None,
+        slices: SliceWise | None = None,
         *,
         start: str = "prior",
-        prealignment: str = "world",
+        prealignment: str = "auto",
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -74,7 +79,9 @@ class PromptRegInferer(Inferer):
         self.sampling, self.method, self.seed = sampling, method, seed
         self.prior_objective, self.prior_fit = prior_objective, prior_fit
         self.objective, self.fit, self.start = objective, fit, start
-        self.same_scene = same_scene
+        self.same_scene, self.slices = same_scene, slices or SliceWise()
+        if prealignment not in CHOICES:
+            raise InputError(f"prealignment: unknown '{prealignment}', expected one of {list(CHOICES)}")
         self.prealignment, self.progress = prealignment, as_bool(progress, "progress")
         for of, schedule in ((prior_objective, prior_fit), (objective, fit)):
             of.check([level.controls for level in schedule.levels])
@@ -99,19 +106,23 @@ class PromptRegInferer(Inferer):
     def register(self, request: PairRequest, network: Segmenter) -> Registration:
         """Register a pair; see `Registration` for what comes back."""
         self._check(request, network)
-        segmenter = Metered(network)
+        metered = Metered(network)
+        segmenter = self._for_image(metered, request)
         grid = Grid(tuple(request.fixed.shape[1:]), request.fixed_info.spacing)
-        to_moving = request.to_moving(self.prealignment)
         generator = torch.Generator().manual_seed(self.seed)
 
         with Clock(self.progress) as clock:
             with clock("encode both images"):
-                fixed, moving = segmenter.encode([request.fixed, request.moving])
+                affines = [request.fixed_info.affine, request.moving_info.affine]
+                fixed, moving = segmenter.encode([request.fixed, request.moving], [a.float() for a in affines])
             with clock("coarse prior"):
                 scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
+                to_moving, places = prealign(self.prealignment, request, scene)
                 coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
             with clock("one scene or two"):
-                edges, evidence = self.same_scene.propose(scene, grid, to_moving) if self.same_scene else (None, {})
+                edges, evidence = None, {f"prealignment {name}": score for name, score in places.items()}
+                if self.same_scene and request.fixed.ndim == 3:
+                    edges, evidence = self.same_scene.propose(scene, grid, to_moving)
                 ddf, inverse = edges or (coarse(grid), coarse.inverse(grid))
                 prior = Prior(ddf, inverse, to_moving)
             with clock("prompts on the moving image"):
@@ -121,7 +132,7 @@ class PromptRegInferer(Inferer):
                 prompts = understood(segmenter, moving, given, self.sampling)
             with clock("corresponding prompts"):
                 found = correspond(segmenter, request.moving, moving, fixed, prompts, prior, self.method, generator)
-                pairs = pair_up(found, prompts, given, to_moving, self.method.trust)
+                pairs = pair_up(found, prompts, given, to_moving, fixed.spacing, self.method.trust)
             with clock("dense correspondence"):
                 scene = Scene(
                     replace(scene.fixed, regions=pairs.fixed_regions),
@@ -146,15 +157,23 @@ class PromptRegInferer(Inferer):
             pairs=with_clicks(pairs, given, Prior(ddf, inverse, to_moving)),
             folding_percent=folding_percent(ddf),
             seconds=clock.seconds,
-            counts=segmenter.counts,
-            settings=self.settings(network),
+            counts=metered.counts,
+            settings=self.settings(segmenter),
             hypothesis="features" if edges is None else "one scene",
             evidence=evidence,
         )
 
+    def _for_image(self, network: Segmenter, request: PairRequest) -> Segmenter:
+        """The model for images of these dimensions: a 2-D model sees volumes slice by slice."""
+        if request.fixed.ndim - 1 == network.spec.dims:
+            return network
+        affines = [request.fixed_info.affine, request.moving_info.affine]
+        shapes = [request.fixed.shape[1:], request.moving.shape[1:]]
+        return SliceWiseSegmenter(network, self.slices, normal_axis(self.slices.plane, affines, shapes))
+
     def _check(self, request: PairRequest, network: Segmenter) -> None:
         dims = request.fixed.ndim - 1
-        if dims != network.spec.dims:
+        if dims < network.spec.dims:
             raise InputError(
                 f"fixed_image, moving_image: have {dims} axes, but {network.spec.name} segments images of "
                 f"{network.spec.dims}; give {network.spec.dims}-D images"
@@ -179,6 +198,7 @@ class PromptRegInferer(Inferer):
             "objective": self.objective.terms,
             "fit": asdict(self.fit),
             "same_scene": None if self.same_scene is None else self.same_scene.settings(),
+            "slices": asdict(self.slices),
         }
 
 

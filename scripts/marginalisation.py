@@ -3,7 +3,7 @@
 
 The image is resampled to `I^x o A_j`, the prompt is carried along, and the probability map is mapped back by the
 inverse of A_j; the caller inverts each map on the fixed image and averages both sides over j. A_j is a homogeneous
-matrix on voxels about the image centre, isotropic in voxels, so nothing depends on the image's size.
+matrix on voxels about the image centre; it acts in the plane that the model sees and is a similarity in millimetres.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Marginalisation:
         transforms: J, the identity included (paper: 1 to 9); 1 switches marginalisation off.
         kind: "flip", "rotation", "scaling" or "mixed" (all three at once), for the J - 1 transforms beside the
             identity.
-        angles: range of rotations, degrees (paper: 0 to 360), in the plane of the first two axes.
+        angles: range of rotations, degrees (paper: 0 to 360), in the plane of the first two axes that the model sees.
         scales: range of scalings, drawn log-uniformly (paper: 0.5 to 2.5).
         margin: size of a carried box prompt relative to the box of the carried region.
     """
@@ -49,28 +49,45 @@ class Marginalisation:
             raise InputError(f"marginalisation: transforms is {self.transforms}, expected 1 (identity only) or more")
 
 
-def draw_transforms(how: Marginalisation, shape: Sequence[int], generator: torch.Generator) -> list[Tensor]:
-    """J matrices `[D+1, D+1]` on voxels of an image of `shape`; the first is the identity.
+def draw_transforms(
+    how: Marginalisation,
+    shape: Sequence[int],
+    generator: torch.Generator,
+    spacing: Sequence[float] | None = None,
+    plane: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """J matrices `[D+1, D+1]` on voxels of an image; the first is the identity.
 
     Flips run through the axes in turn before anything repeats; angles and scales are drawn from the generator.
+
+    Args:
+        how: settings.
+        shape: of the image.
+        generator: source of randomness.
+        spacing: voxel size along each axis; None: 1.
+        plane: image axes that the transforms act in; None: all.
     """
     dims = len(shape)
+    axes = list(range(dims)) if plane is None else list(plane)
+    size = torch.diag(torch.ones(dims) if spacing is None else torch.tensor(spacing))
     centre = torch.tensor([(n - 1) / 2 for n in shape])
     matrices = [torch.eye(dims + 1)]
     for j in range(1, how.transforms):
         draws = torch.rand(2, generator=generator).tolist()
         linear = torch.eye(dims)
         if how.kind in ("flip", "mixed"):
-            combination = 1 + (j - 1) % (2**dims - 1)  # every combination of axes in turn, never none of them
-            flips = [(combination >> axis) & 1 for axis in range(dims)]
-            linear = torch.diag(torch.tensor([-1.0 if flip else 1.0 for flip in flips])) @ linear
+            combination = 1 + (j - 1) % (2 ** len(axes) - 1)  # every combination of axes in turn, never none of them
+            for bit, axis in enumerate(axes):
+                linear[axis] *= -1.0 if (combination >> bit) & 1 else 1.0
         if how.kind in ("rotation", "mixed"):
             angle = (how.angles[0] + draws[0] * (how.angles[1] - how.angles[0])) * pi / 180
             rotation = torch.eye(dims)
-            rotation[:2, :2] = torch.tensor([[cos(angle), -sin(angle)], [sin(angle), cos(angle)]])
-            linear = rotation @ linear
+            first, second = axes[:2]
+            rotation[first, first] = rotation[second, second] = cos(angle)
+            rotation[second, first], rotation[first, second] = sin(angle), -sin(angle)
+            linear = torch.linalg.inv(size) @ rotation @ size @ linear
         if how.kind in ("scaling", "mixed"):
-            linear = linear * how.scales[0] * (how.scales[1] / how.scales[0]) ** draws[1]
+            linear[axes] *= how.scales[0] * (how.scales[1] / how.scales[0]) ** draws[1]
         matrix = torch.eye(dims + 1)
         matrix[:dims, :dims] = linear
         matrix[:dims, dims] = centre - linear @ centre

@@ -92,10 +92,18 @@ def principal_components(fixed: Tensor, moving: Tensor, *, components: int) -> l
     Returns:
         two grids `[components, *g]` of unit vectors; the basis is common, so cosines compare.
     """
-    both = torch.cat([fixed.flatten(1), moving.flatten(1)], dim=1)
+    # Fifty thousand places of each tell the basis as well as all.
+    few = [grid.flatten(1)[:, :: max(1, grid[0].numel() // 50_000)] for grid in (fixed, moving)]
+    both = torch.cat(few, dim=1)
     _, vectors = torch.linalg.eigh(both @ both.T)  # ascending
     basis = vectors[:, -min(components, len(vectors)) :].T
     return [F.normalize(torch.tensordot(basis, grid, dims=1), dim=0) for grid in (fixed, moving)]
+
+
+def _no_denser_than_cells(cells: Tensor) -> tuple[slice, ...]:
+    """Which of the places `[D, *grid]`, in voxels of a feature grid, to look at: features say nothing between cells."""
+    steps = [torch.diff(cells, dim=axis).norm(dim=0).mean().item() for axis in range(1, cells.ndim)]
+    return slice(None), *[slice(None, None, max(1, int(1 / max(step, 1e-6) + 0.01))) for step in steps]
 
 
 class FeatureTerm(Term):
@@ -130,13 +138,14 @@ class FeatureTerm(Term):
             fixed_matrix, matrix = (
                 view.embedding.to_grid(shape) for view, shape in zip((scene.fixed, scene.moving), shapes, strict=True)
             )
-            fixed = sample(grids[0], transform_points(fixed_matrix, points), padding="border")
-            pairs.append((fixed, grids[1], matrix))
+            cells = transform_points(fixed_matrix, points)
+            few = _no_denser_than_cells(cells)
+            pairs.append((sample(grids[0], cells[few], padding="border"), grids[1], matrix, few))
 
         def loss(moved: Tensor) -> Tensor:
             cosines = [
-                (fixed * sample(grid, transform_points(matrix, moved), padding="border")).sum(0).mean()
-                for fixed, grid, matrix in pairs
+                (fixed * sample(grid, transform_points(matrix, moved[few]), padding="border")).sum(0).mean()
+                for fixed, grid, matrix, few in pairs
             ]
             return 1 - torch.stack(cosines).mean()
 
@@ -162,10 +171,15 @@ class LnccTerm(Term):
         self.kernel, self.floor = kernel, floor
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
-        pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[points.ndim - 1]
+        dims = points.ndim - 1
+        pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[dims]
 
         def mean(maps: Tensor) -> Tensor:
-            return pool(maps[:, None], self.kernel, 1, self.kernel // 2, count_include_pad=False)[:, 0]
+            maps = maps[:, None]
+            for axis in range(dims):  # a box is as good as its sides one after the other, and far cheaper
+                window = [self.kernel if a == axis else 1 for a in range(dims)]
+                maps = pool(maps, window, 1, [n // 2 for n in window], count_include_pad=False)
+            return maps[:, 0]
 
         def moments(grey: Tensor) -> tuple[Tensor, Tensor]:
             average, square = mean(torch.cat([grey, grey.square()]))

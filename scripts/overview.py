@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .atomic import written_atomically
-from .figures import in_colour, window_of
+from .drawing import in_colour, window_of
 
 WIDTH, LOWEST, HIGHEST, GAP, HEAD = 300, 150, 420, 6, 28  # pixels of a panel, between panels, and of a title
 FIXED, CARRIED = (86, 180, 233), (255, 158, 0)

@@ -134,13 +134,14 @@ def stable_boxes(
 ) -> list[GivenPrompt]:
     """Boxes around regions that prompt for themselves and together cover the image, best first; at most `how.count`."""
     device = image.device
-    shape = torch.tensor(image.shape[1:], dtype=torch.float32)
+    spacing = torch.tensor(embedding.spacing)
     n = max(1, int(how.count * how.candidates))
     centres = _draw(foreground(image), n, generator)
     draws = torch.rand(n, 2, generator=generator)
-    side = max(image.shape[1:]) * how.sizes[0] * (how.sizes[1] / how.sizes[0]) ** draws[:, :1]
+    side = embedding.extent.amax() * how.sizes[0] * (how.sizes[1] / how.sizes[0]) ** draws[:, :1]
     aspect = 2 ** (2 * draws[:, 1:] - 1)  # up to 1:2 either way, for the first two axes
-    half = 0.5 * torch.cat([side * aspect.sqrt(), side / aspect.sqrt(), side.expand(-1, len(shape) - 2)], dim=1)
+    sides = torch.cat([side * aspect.sqrt(), side / aspect.sqrt(), side.expand(-1, len(spacing) - 2)], dim=1)
+    half = 0.5 * sides / spacing
     boxes = clamp_to_image(
         Prompts(torch.stack([centres - half, centres + half], dim=1)).to(device), embedding.image_shape
     )
@@ -153,7 +154,7 @@ def stable_boxes(
 
     share = second.flatten(1).float().mean(1)
     # Neither specks (a quarter of the smallest box) nor the background.
-    plausible = (share > 0.25 * how.sizes[0] ** len(shape)) & (share < 0.6)
+    plausible = (share > 0.25 * how.sizes[0] ** len(spacing)) & (share < 0.6)
     final = boxes_of(second, again, how.margin, embedding.image_shape).coordinates
     kept: list[int] = []
     covered = torch.zeros(prod(image.shape[1:]), device=device)
@@ -197,7 +198,7 @@ def promote_clicks(segmenter: Segmenter, embedding: Embedding, clicks: list[Give
     Returns:
         N boxes.
     """
-    longest = max(embedding.image_shape)
+    longest = embedding.extent.amax() / torch.tensor(embedding.spacing)  # in voxels of every axis
     boxes = []
     for click in clicks:
         if click.labels is None:
@@ -205,7 +206,7 @@ def promote_clicks(segmenter: Segmenter, embedding: Embedding, clicks: list[Give
             continue
         inside = click.points[click.labels == 1]
         low, high = inside.amin(0), inside.amax(0)
-        halves = torch.tensor(how.click_sizes).reshape(-1, 1) * longest / 2
+        halves = torch.tensor(how.click_sizes)[:, None] * longest / 2
         tried = clamp_to_image(Prompts(torch.stack([low - halves, high + halves], dim=1)), embedding.image_shape)
         tried = tried.to(embedding.features.device)
         decoded = segmenter.decode(embedding, tried)

@@ -24,7 +24,7 @@ def centred_features(embedding: Embedding, *, centre: bool = True, level: int = 
 
     Padding is zero either way, so that nothing is similar to it.
     """
-    features = embedding.levels[level]
+    features = embedding.levels[level].float()
     inside = embedding.inside(tuple(features.shape[1:]))
     if centre:
         features = features - features[:, inside].mean(1).reshape(-1, *[1] * (features.ndim - 1))

@@ -96,9 +96,9 @@ def consensus_weights(
     Each pair is compared with a smoothing thin-plate spline through all OTHERS, so that no pair vouches for itself.
 
     Args:
-        fixed_centres, moving_centres: `[N, D]` corresponding points in one frame, voxels of the fixed image.
+        fixed_centres, moving_centres: `[N, D]` corresponding points in one frame, any unit.
         weights: `[N]` prior weights (confidences).
-        longest: the fixed image's longest side, voxels.
+        longest: the fixed image's longest side, likewise.
         how: settings.
     """
     n, dims = fixed_centres.shape

@@ -18,16 +18,12 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from .figures import (
-    GREY,
-    colour_of,
-    comparison_figures,
-    deformation_figure,
-    percentiles,
-    planes_of_pair,
-    prompts_figure,
-)
+from .drawing import GREY, colour_of, percentiles
+from .figures import comparison_figures, deformation_figure, prompts_figure
+from .planes import planes_of_pair
 from .registration import ImageInfo, RegionPairs, Registration
+from .sections import section_areas, sections_figure
+from .slices import slice_frames, slices_of
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 FEW_PAIRS = 3  # fewer cannot fix even an affine map of a plane
@@ -51,6 +47,9 @@ def write_report(registration: Registration, path: str | Path, *, notes: Mapping
         "agreement": agreement,
         "deformation": deformation_figure(registration, fixed_planes, unit),
     }
+    slices = _describe_slices(registration, fixed_planes[0].index)
+    if slices and (sections := sections_figure(section_areas(registration), registration.pairs, slices["step"])):
+        figures["sections"] = sections
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         images=_describe_images(registration),
@@ -58,6 +57,7 @@ def write_report(registration: Registration, path: str | Path, *, notes: Mapping
         notes=dict(notes or {}),
         figures={name: _embedded(figure) for name, figure in figures.items()},
         is_volume=len(fixed_planes) > 1,
+        slices=slices,
         cue_names=list(registration.pairs.cues),
         rows=_describe_pairs(registration.pairs),
         hypothesis=registration.hypothesis,
@@ -123,6 +123,20 @@ def _describe_outcome(registration: Registration, unit: str) -> dict[str, Any]:
     return {"sentence": sentence, "cautions": cautions, "tiles": tiles}
 
 
+def _describe_slices(registration: Registration, through: tuple[int, ...]) -> dict[str, Any]:
+    """Pictures of the fixed volume's slices, the first one to show, and what they are; empty for a 2-D image."""
+    planes = slices_of(registration)
+    if not planes:
+        return {}
+    first, frames, distances = planes[0], [], []
+    for frame in slice_frames(registration):
+        label = f"Slice {frame.slice} · {frame.millimetres:.1f} mm"
+        frames.append({"label": label, "picture": _embedded(frame.figure, form="jpeg", dpi=88)})
+        distances.append(abs(frame.slice - through[first.across]))
+    start, step = distances.index(min(distances)), first.spacing[first.across]
+    return {"frames": frames, "start": start, "number": len(planes), "name": first.name, "step": step}
+
+
 def _describe_pairs(pairs: RegionPairs) -> list[dict[str, Any]]:
     """A table row per pair."""
     kind = {"box": "box", "point": "click"}[pairs.moving_prompts.kind]
@@ -140,8 +154,8 @@ def _describe_pairs(pairs: RegionPairs) -> list[dict[str, Any]]:
     ]
 
 
-def _embedded(figure: Figure, *, dpi: int = 96) -> str:
-    """A figure as a base64 PNG."""
+def _embedded(figure: Figure, *, form: str = "png", dpi: int = 96) -> str:
+    """A figure as a base64 PNG, or as a JPEG where there are many."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=dpi)
+    figure.savefig(picture, format=form, dpi=dpi, pil_kwargs={"quality": 85} if form == "jpeg" else {})
     return base64.b64encode(picture.getvalue()).decode("ascii")

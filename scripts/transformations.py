@@ -14,13 +14,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil
+from math import ceil, inf, log2, prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .geometry import apply_along_axes, compose, identity_points, invert
+from .geometry import apply_along_axes, compose, identity_points, invert, sample
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,16 @@ class Grid:
         spacing = torch.tensor(self.spacing, device=device)
         return (self.unit / spacing).reshape(-1, *[1] * len(self.shape))
 
-    def coarsened(self, longest: int) -> Grid:
+    def coarsened(self, longest: int, most: float = inf) -> Grid:
         """The grid over the same extent whose voxels are as near to cubes as its longest side of `longest` voxels
-        allows.
+        allows; coarser where it would have more than `most` voxels.
         """
         size = self.unit / (longest - 1)
-        shape = tuple(min(n, max(3, round(e / size) + 1)) for n, e in zip(self.shape, self.extent, strict=True))
+        while True:
+            shape = tuple(min(n, max(3, round(e / size) + 1)) for n, e in zip(self.shape, self.extent, strict=True))
+            if prod(shape) <= most:
+                break
+            size *= max(1.01, (prod(shape) / most) ** (1 / len(shape)))
         spacing = tuple(e / (n - 1) for n, e in zip(shape, self.extent, strict=True))
         return Grid(shape, spacing)
 
@@ -216,18 +221,22 @@ class Dense(FreeForm):
 class StationaryVelocity(FreeForm):
     """Exponential of a stationary velocity field: a diffeomorphism whose inverse is the exponential of its negative."""
 
-    squarings = 6  # 2^6 steps: each moves by under a voxel for displacements up to 64 voxels
+    samples: ClassVar = {2: 16, 3: 4}  # per control interval, by dimensions
 
     def _exponential(self, velocity: Tensor) -> Tensor:
-        field = velocity / 2**self.squarings
-        for _ in range(self.squarings):
+        # So many steps that each moves by half a voxel at most; the first by the midpoint rule.
+        squarings = max(0, ceil(log2(max(float(velocity.detach().abs().amax()), 1e-6) / 0.5)))
+        step = velocity / 2**squarings
+        field = sample(step, identity_points(step.shape[1:], device=step.device) + step / 2, padding="border")
+        for _ in range(squarings):
             field = compose(field, field)
         return field
 
     def _integrated(self, grid: Grid, sign: int) -> Tensor:
-        # Sixteen samples per control interval carry the field; finer grids interpolate between them.
+        # A few samples per control interval carry the field; finer grids interpolate between them. In volumes every one
+        # more costs eight times as much.
         controls = max(self.coefficients.shape[1:]) - self.degree
-        coarse = grid.coarsened(min(max(grid.shape), 16 * controls + 1))
+        coarse = grid.coarsened(min(max(grid.shape), self.samples[len(grid.shape)] * controls + 1))
         field = self._exponential(sign * self.span(coarse)) / coarse.voxels_per_unit(self.coefficients.device)
         if coarse.shape != grid.shape:
             between = [spline_basis(n, m, 1) for n, m in zip(grid.shape, coarse.shape, strict=True)]

@@ -106,7 +106,7 @@ def test_what_was_erased_has_no_correspondence(dims: int, kind: str) -> None:
     still = torch.zeros(dims, *shape)
     prior = Prior(still, still, torch.eye(dims + 1))
     found = correspond(toy, moving_image, moving, fixed, prompts, prior, Method(), torch.Generator().manual_seed(0))
-    pairs = pair_up(found, prompts, given, torch.eye(dims + 1), Trust())
+    pairs = pair_up(found, prompts, given, torch.eye(dims + 1), [1.0] * dims, Trust())
     assert pairs.found.tolist() == [True, False]
     assert pairs.confidence[0] > 0.5 and pairs.confidence[1] == 0
     assert pairs.ids == ("there", "erased")

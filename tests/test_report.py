@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from scripts.figures import in_colour, planes_of
+from scripts.drawing import in_colour
 from scripts.geometry import identity_points, jacobian_determinant, warp
+from scripts.planes import planes_of
 from scripts.prompts import Prompts
 from scripts.registration import ImageInfo, RegionPairs, Registration
 from scripts.report import write_report
@@ -76,6 +80,15 @@ def registration_of(
     )
 
 
+def picture_format(source: str) -> str:
+    """Format of a picture inside the page; nothing else may be referred to."""
+    kind, content = re.fullmatch(r"data:image/(png|jpeg);base64,(.+)", source).groups()
+    with Image.open(io.BytesIO(base64.b64decode(content, validate=True))) as picture:
+        picture.load()
+        assert picture.format == kind.upper()
+        return picture.format
+
+
 CASES = {
     "picture": registration_of((40, 52)),
     "boxes": registration_of((40, 52), box=True),
@@ -95,9 +108,13 @@ def test_page_is_complete_and_self_contained(name: str, tmp_path: Path) -> None:
     registration = CASES[name]
     write_report(registration, tmp_path / "report.html", notes={"Remark": "a <b> & c"})
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) == 4 and all(source.startswith("data:image/png;base64,") for source in sources)
-    assert "<script" not in page and "url(" not in page and "@import" not in page
+    volume, matched = registration.fixed.ndim == 4, bool(registration.pairs.found.any())
+    slices = registration.fixed.shape[-1] if volume else 0
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(sources) == 4 + slices + (volume and matched)
+    assert [picture_format(source) for source in sources].count("JPEG") == slices
+    assert page.count("<script>") == page.count("<script") == volume == page.count('type="range"')
+    assert "url(" not in page and "@import" not in page
     assert "a &lt;b&gt; &amp; c" in page and "not a medical device" in page
     for identity in registration.pairs.ids:
         assert f"<b>{identity}</b>" in page

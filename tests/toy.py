@@ -49,7 +49,7 @@ class DiscSegmenter(PromptableSegmenter):
     ) -> None:
         super().__init__(chunk)
         kinds = frozenset({"point", "box"})
-        self.spec = SegmenterSpec("toy", dims, (size,) * dims, kinds, kinds, differentiable)
+        self.spec = SegmenterSpec("toy", dims, (size,) * dims, kinds, kinds, differentiable, (0, -1))
         self.by_intensity = by_intensity
         self.dummy = nn.Parameter(torch.zeros(1))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +38,7 @@ class SegmenterSpec:
         accepts: prompt types the model can take, out of "point", "box", "mask".
         trained_with: prompt types it was trained with; others are promoted to one of these.
         differentiable: whether logits can be differentiated by prompt coordinates in forward mode.
+        decoder_levels: which feature grids decoding reads (see `Embedding.levels`).
     """
 
     name: str
@@ -46,6 +47,7 @@ class SegmenterSpec:
     accepts: frozenset[str]
     trained_with: frozenset[str]
     differentiable: bool
+    decoder_levels: tuple[int, ...] = (-1,)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Embedding:
         valid: size of the part of the model input that shows the image (the rest is padding); it begins where
             `to_model` leads the image's first edge.
         input_size: size of the model input.
+        affine: `[D+1, D+1]` from image voxels to RAS mm; identity for pictures.
+        plane: image axes in which the model sees the image at once.
     """
 
     levels: tuple[Tensor, ...]
@@ -66,6 +70,18 @@ class Embedding:
     to_model: Tensor
     valid: tuple[int, ...]
     input_size: tuple[int, ...]
+    affine: Tensor = field(default_factory=lambda: torch.eye(3))
+    plane: tuple[int, ...] = (0, 1)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size along each axis, mm (1 for pictures)."""
+        return tuple(self.affine[:-1, :-1].norm(dim=0).tolist())
+
+    @property
+    def extent(self) -> Tensor:
+        """Size of the image along each axis, `[D]` in units of the spacing."""
+        return torch.tensor(self.image_shape) * torch.tensor(self.spacing)
 
     @property
     def nbytes(self) -> int:
@@ -118,9 +134,14 @@ class Segmenter(Protocol):
     @property
     def spec(self) -> SegmenterSpec: ...
 
+    @property
+    def cache(self) -> BoundedCache[Embedding]: ...
+
     def describe(self) -> dict[str, Any]: ...
 
-    def encode(self, images: list[Tensor]) -> list[Embedding]: ...
+    def encode(self, images: list[Tensor], affines: list[Tensor] | None = None) -> list[Embedding]: ...
+
+    def embed(self, images: list[Tensor], affines: list[Tensor] | None = None) -> list[Embedding]: ...
 
     def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded: ...
 
@@ -135,15 +156,19 @@ class Metered:
 
     def __init__(self, segmenter: Segmenter) -> None:
         self._segmenter = segmenter
-        self.spec = segmenter.spec
+        self.spec, self.cache = segmenter.spec, segmenter.cache
         self.counts = {"encodes": 0, "decodes": 0}
 
     def describe(self) -> dict[str, Any]:
         return self._segmenter.describe()
 
-    def encode(self, images: list[Tensor]) -> list[Embedding]:
+    def encode(self, images: list[Tensor], affines: list[Tensor] | None = None) -> list[Embedding]:
         self.counts["encodes"] += len(images)
-        return self._segmenter.encode(images)
+        return self._segmenter.encode(images, affines)
+
+    def embed(self, images: list[Tensor], affines: list[Tensor] | None = None) -> list[Embedding]:
+        self.counts["encodes"] += len(images)
+        return self._segmenter.embed(images, affines)
 
     def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
         self.counts["decodes"] += len(prompts)
@@ -209,19 +234,26 @@ class PromptableSegmenter(nn.Module, ABC):
         return next(self.parameters()).device
 
     @torch.no_grad()
-    def encode(self, images: list[Tensor]) -> list[Embedding]:
-        """Embed images `[C, *S]` (sizes may differ), `batch` at a time; those in the cache are not encoded again."""
-        if not self.cache.limit:
-            return self._embed(images)
-        keys = [image_key(image) for image in images]
+    def encode(self, images: list[Tensor], affines: list[Tensor] | None = None) -> list[Embedding]:
+        """Embed images as `embed` does; those in the cache are not encoded again."""
+        affines = affines or [torch.eye(image.ndim) for image in images]
+        keys = [f"{image_key(image)} {affine.tolist()}" for image, affine in zip(images, affines, strict=True)]
         found = {key: self.cache.get(key) for key in keys}
-        new = {key: image for key, image in zip(keys, images, strict=True) if found[key] is None}
-        embedded = dict(zip(new, self._embed(list(new.values())), strict=True)) if new else {}
+        new = {key: pair for key, *pair in zip(keys, images, affines, strict=True) if found[key] is None}
+        embedded = dict(zip(new, self.embed(*map(list, zip(*new.values(), strict=True))), strict=True)) if new else {}
         for key, embedding in embedded.items():
             self.cache.put(key, embedding, embedding.nbytes)
         return [embedded.get(key) or found[key] for key in keys]  # type: ignore[misc]  # one of the two is there
 
-    def _embed(self, images: list[Tensor]) -> list[Embedding]:
+    @torch.no_grad()
+    def embed(self, images: list[Tensor], affines: list[Tensor] | None = None) -> list[Embedding]:
+        """Embed images, `batch` at a time, past the cache.
+
+        Args:
+            images: `[C, *S]`, sizes may differ.
+            affines: `[D+1, D+1]` of each, voxels to RAS mm; None: identities.
+        """
+        affines = affines or [torch.eye(image.ndim) for image in images]
         prepared = [self.prepare(image.to(self.device)) for image in images]
         inputs = torch.stack([inputs for inputs, _, _ in prepared])
         with self._autocast():
@@ -234,8 +266,10 @@ class PromptableSegmenter(nn.Module, ABC):
                 to_model=to_model,
                 valid=valid,
                 input_size=self.spec.input_size,
+                affine=affine,
+                plane=tuple(range(self.spec.dims)),
             )
-            for n, (image, (_, to_model, valid)) in enumerate(zip(images, prepared, strict=True))
+            for n, (image, affine, (_, to_model, valid)) in enumerate(zip(images, affines, prepared, strict=True))
         ]
 
     def check(self, prompts: Prompts) -> None:

@@ -1,0 +1,106 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""How two volumes lie to each other before anything is fitted, robust to headers that lie.
+
+Headers ("world"), image centres ("centre") and the best of all shifts ("features") are judged by one quantity: the mean
+cosine of the segmenter's features where both volumes show something, times the root of the share that overlaps, as a
+correlation's significance grows with its evidence. Orientations and spacings are always taken from the headers.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .geometry import identity_points, sample, transform_points
+from .objectives import principal_components
+from .prompt_sampling import foreground
+from .prototypes import centred_features
+from .request import PairRequest
+from .scene import Scene
+
+SIZE = 32  # cells along the longest side of the larger volume
+COMPONENTS = 16
+GAIN = 1.1  # by which another choice must be better than the headers
+CHOICES = ("auto", "world", "centre", "features")
+
+
+def prealign(how: str, request: PairRequest, scene: Scene) -> tuple[Tensor, dict[str, float]]:
+    """Matrix `[D+1, D+1]` from fixed to moving voxels before anything is fitted.
+
+    Args:
+        how: "world", "centre", "features", or "auto": the headers unless the centres, or some shift, fit clearly
+            better. Pictures have no headers: "auto" is equal row and column for them.
+        request: the pair.
+        scene: both images embedded.
+
+    Returns:
+        the matrix and, where the choice was made here, the score of every choice.
+    """
+    if how in ("world", "centre") or request.fixed.ndim == 3:
+        return request.to_moving("world" if how in ("auto", "features") else how), {}
+    matrices = {name: request.to_moving(name) for name in ("world", "centre")}
+    scores, step = _scores(scene, matrices["centre"])
+    shape = torch.tensor(scores.shape)
+    linear = matrices["centre"][:-1, :-1]
+
+    def score_at(matrix: Tensor) -> float:
+        shift = torch.linalg.solve(linear, matrix[:-1, -1] - matrices["centre"][:-1, -1]) / step
+        index = shift.round().long().cpu()
+        return float(scores[tuple(index % shape)]) if bool((2 * index.abs() < shape).all()) else 0.0
+
+    best = torch.stack(torch.unravel_index(scores.argmax(), scores.shape))
+    shift = torch.where(2 * best > shape, best - shape, best).to(step)
+    matrices["features"] = matrices["centre"].clone()
+    matrices["features"][:-1, -1] += linear @ (shift * step)
+    found = {"features": float(scores.max()), **{name: score_at(matrices[name]) for name in ("world", "centre")}}
+    if how == "features":
+        return matrices["features"], found
+    chosen = "world"
+    for other in ("centre", "features"):
+        if found[other] > GAIN * found[chosen]:
+            chosen = other
+    return matrices[chosen], found
+
+
+def _scores(scene: Scene, to_moving: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of all shifts of the moving volume against the fixed one, cell by cell.
+
+    Returns:
+        `[*cells]`, shifts counted from 0 on and negative ones from the end; and the size of a cell in fixed voxels
+        `[D]`.
+    """
+    views, to_fixed = (scene.fixed, scene.moving), torch.linalg.inv(to_moving)
+    corners = [
+        transform_points(matrix, _corners(view.image))
+        for view, matrix in zip(views, (torch.eye(len(to_fixed)).to(to_fixed), to_fixed), strict=True)
+    ]
+    spacing = torch.tensor(scene.fixed.embedding.spacing, device=to_fixed.device)
+    sides = [(c.amax(1) - c.amin(1)) * spacing for c in corners]
+    step = max(float(side.amax()) for side in sides) / SIZE / spacing  # fixed voxels
+    grids = principal_components(*(centred_features(view.embedding) for view in views), components=COMPONENTS)
+    maps, low = [], torch.stack([c.amin(1) for c in corners]).amin(0)
+    for view, features, matrix, corner in zip(views, grids, (None, to_moving), corners, strict=True):
+        cells = [ceil(float(n)) + 1 for n in (corner.amax(1) - low) / step]
+        points = low.reshape(-1, *[1] * len(low)) + identity_points(cells, device=low.device) * step.reshape(
+            -1, *[1] * len(low)
+        )
+        points = points if matrix is None else transform_points(matrix, points)
+        shown = sample(foreground(view.image)[None].float(), points)
+        at = transform_points(view.embedding.to_grid(tuple(features.shape[1:])), points)
+        maps.append(torch.cat([F.normalize(sample(features, at, padding="border"), dim=0) * shown, shown]))
+    size = [a + b for a, b in zip(maps[0].shape[1:], maps[1].shape[1:], strict=True)]
+    axes = tuple(range(1, len(size) + 1))
+    fixed, moving = (torch.fft.rfftn(m, s=size, dim=axes) for m in maps)
+    product = torch.fft.irfftn(fixed.conj() * moving, s=size, dim=axes)
+    overlap = product[-1].clamp(min=0)
+    most = min(float(m[-1].square().sum()) for m in maps)
+    alike = product[:-1].sum(0) / overlap.clamp(min=0.05 * most)
+    return alike * (overlap / most).clamp(max=1).sqrt(), step
+
+
+def _corners(image: Tensor) -> Tensor:
+    ends = [torch.tensor([0.0, n - 1.0], device=image.device) for n in image.shape[1:]]
+    return torch.cartesian_prod(*ends).T

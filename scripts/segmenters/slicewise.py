@@ -1,0 +1,314 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""A 2-D model on volumes, slice by slice (the paper's way), behind the same protocol as a 3-D model.
+
+Every slice is encoded once; the feature grids of all slices, stacked, are the volume's. A prompt is asked in the slice
+through its middle; the mask's box is the prompt of the next slice, and so on until the region ends. Few slices are
+asked, however thick the region: between them logits are interpolated, which also keeps the region smooth across slices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..geometry import bounding_box, resize_by_area, scaling_about_corner
+from ..prompts import Prompts
+from ..prototypes import area_weights, prototype
+from .cache import image_key
+from .protocol import Decoded, Embedding, Segmenter
+from .slices import SliceView
+
+NOTHING = -10.0  # logit where no region is
+
+
+@dataclass(frozen=True)
+class SliceWise:
+    """How a 2-D model sees volumes.
+
+    Attributes:
+        plane: "axial", "coronal", "sagittal", or "auto" (across the coarsest axis of both volumes).
+        asked: slices of a region that are asked at most; the others are interpolated.
+        margin: a mask's box, so much larger, is the prompt of the next slice.
+        overlap: a region has ended where its mask and the last one overlap less (intersection over union).
+        match: likewise where the cosine of their prototypes is below this.
+        clip: percentiles of a volume's intensities beyond which they are cut, in all slices alike.
+        masks: voxels along the longest side of a slice's mask, at most.
+        storage: dtype in which features are kept; bfloat16 halves the memory.
+    """
+
+    plane: str = "auto"
+    asked: int = 3
+    margin: float = 1.1
+    overlap: float = 0.2
+    match: float = 0.5
+    clip: tuple[float, float] = (0.5, 99.5)
+    masks: int = 128
+    storage: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.plane not in ("auto", "axial", "coronal", "sagittal"):
+            raise InputError(f"slices: plane is '{self.plane}', expected 'auto', 'axial', 'coronal' or 'sagittal'")
+        if self.storage not in ("bfloat16", "float16", "float32"):
+            raise InputError(f"slices: storage is '{self.storage}', expected 'bfloat16', 'float16' or 'float32'")
+        if not isinstance(self.asked, int) or self.asked < 1:
+            raise InputError(f"slices: asked is {self.asked!r}, expected a whole number from 1 on")
+
+
+class SliceWiseSegmenter:
+    """See the module.
+
+    Args:
+        segmenter: a 2-D model.
+        how: settings.
+        normal: world axis (0 right, 1 anterior, 2 superior) that the slices are stacked along.
+    """
+
+    def __init__(self, segmenter: Segmenter, how: SliceWise, normal: int) -> None:
+        self.segmenter, self.how, self.normal = segmenter, how, normal
+        self.spec, self.cache = replace(segmenter.spec, dims=3), segmenter.cache
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records of the model, JSON-able."""
+        plane = ("sagittal", "coronal", "axial")[self.normal]
+        return {**self.segmenter.describe(), "slices": {**asdict(self.how), "plane": plane}}
+
+    @torch.no_grad()
+    def encode(self, images: list[Tensor], affines: list[Tensor] | None = None) -> list[Embedding]:
+        """Embed volumes as `embed` does, or find them in the model's cache."""
+        embeddings = []
+        for image, affine in zip(images, affines or [torch.eye(4)] * len(images), strict=True):
+            key = f"{image_key(image)} {affine.tolist()} {self.normal} {self.how}"
+            embedding = self.cache.get(key)
+            if embedding is None:
+                embedding = self._embed(image, affine)
+                self.cache.put(key, embedding, embedding.nbytes)
+            embeddings.append(embedding)
+        return embeddings
+
+    @torch.no_grad()
+    def embed(self, images: list[Tensor], affines: list[Tensor] | None = None) -> list[Embedding]:
+        """Embed all slices of volumes `[C, *S]` with affines `[4, 4]` (voxels to RAS mm; None: identities)."""
+        return [self._embed(*pair) for pair in zip(images, affines or [torch.eye(4)] * len(images), strict=True)]
+
+    def _embed(self, image: Tensor, affine: Tensor) -> Embedding:
+        view = SliceView.of(affine, self.normal)
+        spacing = tuple(affine[:-1, :-1].norm(dim=0).tolist())
+        shown = view.apply(self._clipped(image))
+        # Pixels as near to squares as the model knows them.
+        fine = min(spacing[axis] for axis in view.order[:2])
+        square = tuple(
+            max(1, round(n * spacing[axis] / fine)) for n, axis in zip(shown.shape[1:3], view.order[:2], strict=True)
+        )
+        dtype = getattr(torch, self.how.storage)
+        levels: list[tuple[Tensor, ...]] = []
+        embedding = None
+        for some in shown.split(8, dim=3):  # what encoding leaves behind is larger than what is kept
+            pictures = [
+                picture if square == picture.shape[1:] else resize_by_area(picture, square)
+                for picture in some.unbind(3)
+            ]
+            for embedding in self.segmenter.embed(pictures):
+                levels.append(tuple(embedding.levels[level].to(dtype) for level in self.spec.decoder_levels))
+        assert embedding is not None  # a volume has slices
+        to_model = torch.eye(4, device=image.device)
+        to_model[:2, :2], to_model[:2, 3] = embedding.to_model[:2, :2], embedding.to_model[:2, 2]
+        stretch = scaling_about_corner(shown.shape[1:], (*square, shown.shape[3]), device=image.device)
+        return Embedding(
+            levels=tuple(torch.stack(level, dim=-1) for level in zip(*levels, strict=True)),
+            image_shape=tuple(image.shape[1:]),
+            to_model=to_model @ stretch @ view.matrix(image.shape[1:]).to(image.device),
+            valid=(*embedding.valid, shown.shape[3]),
+            input_size=(*embedding.input_size, shown.shape[3]),
+            affine=affine,
+            plane=view.order[:2],
+        )
+
+    def _clipped(self, image: Tensor) -> Tensor:
+        few = image.flatten(1)[:, :: max(1, image[0].numel() // 1_000_000)].double()
+        low, high = (torch.quantile(few, percent / 100, dim=1).float() for percent in self.how.clip)
+        high = torch.where(high > low, high, few.amax(1).float())
+        shape = (-1, *[1] * (image.ndim - 1))
+        return torch.minimum(torch.maximum(image, low.reshape(shape)), high.reshape(shape))
+
+    @torch.no_grad()
+    def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
+        """Grow the regions of N prompts, given in voxels of the volume.
+
+        A box bounds its region. Points are asked in their own slices; a region goes on until it ends.
+
+        Returns:
+            logits `[N, m, m, slices]` and the mean quality over the slices that were asked.
+        """
+        asked = on_model(prompts, embedding)
+        growing = [_Growing(asked[[n]], embedding.input_size[2], self.how.asked) for n in range(len(asked))]
+        self._ask(embedding, [(g, g.centre, g.first_prompt()) for g in growing])
+        for direction in (1, -1):
+            active = growing
+            while active:
+                steps = [(g, *step) for g in active if (step := g.step(direction, embedding, self.how)) is not None]
+                self._ask(embedding, steps)
+                active = [g for g, at, _ in steps if g.goes_on(at, direction, embedding, self.how)]
+        logits = torch.stack([g.filled() for g in growing])
+        return Decoded(logits, torch.stack([torch.stack(list(g.quality.values())).mean() for g in growing]))
+
+    def _ask(self, embedding: Embedding, questions: list[tuple[_Growing, int, Prompts]]) -> None:
+        """Ask each region for its mask in one slice; what shares a slice is asked at once."""
+        together: dict[tuple[int, tuple[int, ...]], list[tuple[_Growing, Prompts]]] = {}
+        for region, at, prompt in questions:
+            key = (at, (*prompt.coordinates.shape[1:], prompt.labels is None))
+            together.setdefault(key, []).append((region, prompt))
+        size = min(self.how.masks, max(embedding.input_size[:2]))
+        for (at, _), group in together.items():
+            labels = [prompt.labels for _, prompt in group if prompt.labels is not None]
+            batch = Prompts(torch.cat([p.coordinates for _, p in group]), torch.cat(labels) if labels else None)
+            decoded = self.segmenter.decode(slice_of(embedding, at), batch)
+            smaller = decoded.logits
+            if max(smaller.shape[1:]) > size:
+                scale = size / max(smaller.shape[1:])
+                smaller = resize_by_area(smaller, [round(n * scale) for n in smaller.shape[1:]])
+            for (region, _), logits, quality in zip(group, smaller, decoded.quality, strict=True):
+                region.logits[at], region.quality[at] = logits, quality
+
+    @torch.no_grad()
+    def decode_jacobian(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Logits and, in the slice through each prompt's middle, their derivative by the coordinates in that slice.
+
+        What a change of the prompt does to the other slices follows through masks and is not derived.
+
+        Returns:
+            logits `[N, m, m, slices]` and derivatives `[N, P * 3, m, m, slices]` per voxel of the volume.
+        """
+        decoded = self.decode(embedding, prompts)
+        asked, linear = on_model(prompts, embedding), embedding.to_model[:-1, :-1]
+        slopes = decoded.logits.new_zeros(len(prompts), prompts.coordinates[0].numel(), *decoded.logits.shape[1:])
+        for n in range(len(prompts)):
+            region = _Growing(asked[[n]], embedding.input_size[2], self.how.asked)
+            flat = Prompts(asked.coordinates[[n], :, :2], None if asked.labels is None else asked.labels[[n]])
+            _, slope = self.segmenter.decode_jacobian(slice_of(embedding, region.centre), flat)
+            slope = resize_by_area(slope[0], decoded.logits.shape[1:3]).reshape(-1, 2, *decoded.logits.shape[1:3])
+            if prompts.labels is None:  # a corner of the box is first or last on the image's axis, not the model's
+                moved = prompts.transformed(embedding.to_model).coordinates[n]
+                slope = torch.stack([slope[moved[:, a].argsort().argsort(), a] for a in range(2)], dim=1)
+            slopes[n, ..., region.centre] = torch.einsum("pa...,ad->pd...", slope, linear[:2]).flatten(0, 1)
+        return decoded.logits, slopes
+
+
+class _Growing:
+    """The region of one prompt as it grows: masks of the slices asked so far.
+
+    Args:
+        prompt: one prompt in voxels of the model input; slices: of the volume; asked: at most so many slices.
+    """
+
+    def __init__(self, prompt: Prompts, slices: int, asked: int) -> None:
+        self.prompt = prompt
+        self.logits: dict[int, Tensor] = {}
+        self.quality: dict[int, Tensor] = {}
+        self.slices = slices
+        along = prompt.coordinates[0, :, 2]
+        if prompt.labels is None:
+            low, high = along.tolist()
+            self.first, self.last = max(0, ceil(low - 1e-3)), min(slices - 1, int(high + 1e-3))
+            self.centre = min(max(round((low + high) / 2), 0), slices - 1)
+            self.first, self.last = min(self.first, self.centre), max(self.last, self.centre)
+        else:
+            self.first, self.last = 0, slices - 1
+            self.centre = min(max(round(along[prompt.labels[0] == 1][0].item()), 0), slices - 1)
+        self.stride = max(1, ceil((self.last - self.first) / max(1, asked - 1)))
+        self.ended: set[int] = set()
+
+    def first_prompt(self) -> Prompts:
+        """The prompt in the slice through the middle."""
+        return self._own_points(self.centre) or Prompts(self.prompt.coordinates[:, :, :2], self.prompt.labels)
+
+    def _own_points(self, at: int) -> Prompts | None:
+        if self.prompt.labels is None:
+            return None
+        here = (self.prompt.coordinates[0, :, 2] - at).abs() < 0.5 * self.stride + 1e-3
+        labels = self.prompt.labels[:, here]
+        return Prompts(self.prompt.coordinates[:, here, :2], labels) if (labels == 1).any() else None
+
+    def step(self, direction: int, embedding: Embedding, how: SliceWise) -> tuple[int, Prompts] | None:
+        """The next slice in a direction and its prompt; None where the region must end."""
+        last = (max if direction > 0 else min)(at for at in self.logits if at not in self.ended)
+        at = last + direction * self.stride
+        at = min(at, self.last) if direction > 0 else max(at, self.first)
+        if at == last:
+            return None
+        own = self._own_points(at)
+        if own is not None:
+            return at, own
+        mask = self.logits[last] > 0
+        box = bounding_box(mask)
+        if box is None:
+            return None
+        box = box + box.new_tensor([[-0.5], [0.5]])  # a box spans voxels, not their centres
+        scale = torch.tensor([n / m for n, m in zip(embedding.input_size, mask.shape, strict=False)]).to(box)
+        box = (box + 0.5) * scale - 0.5
+        middle = box.mean(0)
+        box = middle + (box - middle) * how.margin
+        if self.prompt.labels is None:
+            box = torch.minimum(
+                torch.maximum(box, self.prompt.coordinates[0, :1, :2]), self.prompt.coordinates[0, 1:, :2]
+            )
+            return at, Prompts(box[None])
+        centre = (mask.nonzero().float().mean(0) + 0.5) * scale - 0.5
+        return at, Prompts(centre[None, None], self.prompt.labels.new_ones(1, 1))
+
+    def goes_on(self, at: int, direction: int, embedding: Embedding, how: SliceWise) -> bool:
+        """Whether the region in a slice still belongs to the one in the slice before."""
+        before = (max if direction > 0 else min)(s for s in self.logits if s not in self.ended and s != at)
+        new, old = (self.logits[s] > 0 for s in (at, before))
+        united = (new | old).sum()
+        same = new.any() and (new & old).sum() / united >= how.overlap
+        if same:
+            mean, last = (_prototype(embedding, s, self.logits[s]) for s in (at, before))
+            same = torch.cosine_similarity(mean, last, dim=0) >= how.match
+        if not same:
+            self.ended.add(at)
+        return bool(same)
+
+    def filled(self) -> Tensor:
+        """Logits `[m, m, slices]`: those asked, between them interpolated, beyond them nothing."""
+        empty = torch.full_like(self.logits[self.centre], NOTHING)
+        known = {at: empty if at in self.ended else logits for at, logits in self.logits.items()}
+        for beyond in (min(known) - 1, max(known) + 1):
+            known[beyond] = empty
+        places = torch.tensor(sorted(known), dtype=torch.float32, device=empty.device)
+        at = torch.arange(self.slices, device=empty.device, dtype=torch.float32).clamp(
+            places[0].item(), places[-1].item()
+        )
+        right = torch.searchsorted(places, at).clamp(min=1)
+        share = (at - places[right - 1]) / (places[right] - places[right - 1])
+        stack = torch.stack([known[int(place)] for place in places])
+        return torch.lerp(stack[right - 1], stack[right], share[:, None, None]).movedim(0, -1)
+
+
+def _prototype(embedding: Embedding, at: int, logits: Tensor) -> Tensor:
+    features = slice_of(embedding, at).features
+    features = features - features.flatten(1).mean(1)[:, None, None]
+    return prototype(features, area_weights(logits.sigmoid()[None], tuple(features.shape[1:])))[0]
+
+
+def slice_of(embedding: Embedding, at: int) -> Embedding:
+    """One slice of an embedded volume; its voxels are those of the model's input."""
+    return Embedding(
+        levels=tuple(level[..., at].float() for level in embedding.levels),
+        image_shape=embedding.input_size[:2],
+        to_model=torch.eye(3, device=embedding.to_model.device),
+        valid=embedding.valid[:2],
+        input_size=embedding.input_size[:2],
+    )
+
+
+def on_model(prompts: Prompts, embedding: Embedding) -> Prompts:
+    """Prompts in voxels of the model input; the corners of boxes sorted along its axes."""
+    moved = prompts.transformed(embedding.to_model)
+    if prompts.labels is not None:
+        return moved
+    return moved.at(torch.stack([moved.coordinates.amin(1), moved.coordinates.amax(1)], dim=1))
