@@ -21,9 +21,11 @@ from torch import Tensor
 
 from scripts.errors import InputError
 from scripts.geometry import transform_points
+from scripts.prompts import Prompts
 from scripts.segmenters import SAM, SAMHQ, SAMMed2D
 from scripts.segmenters.intensities import DEVIATION, MEAN
 from scripts.segmenters.protocol import Embedding
+from scripts.segmenters.slicewise import SliceWise, SliceWiseSegmenter
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 MODELS: dict[str, type[SAM]] = {"sam_med2d": SAMMed2D, "sam_hq": SAMHQ}
@@ -120,3 +122,18 @@ def test_other_images_are_squashed_to_the_nearest_pixel(geometry: str, shape: tu
 def test_unknown_geometry(files: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="geometry: unknown 'pad', expected one of"):
         SAMMed2D(files["sam_med2d"], variant=SMALL, geometry="pad")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_volumes_slice_by_slice(name: str, files: dict[str, Path]) -> None:
+    """The first axis runs from left to right, so the model sees it flipped; padding lies on all sides of SAM-Med2D."""
+    model = MODELS[name](files[name], variant=SMALL)
+    volume = picture(48, 80)[0, :, :, None] + 20 * torch.arange(5)
+    affine = torch.diag(torch.tensor([-1.0, 1.0, 4.0, 1.0]))
+    slices = SliceWiseSegmenter(model, SliceWise(clip=(0, 100), storage="float32"), normal=2)
+    embedding = slices.encode([volume[None]], [affine])[0]
+    assert embedding.inside((128, 128, 5)).sum() == torch.tensor(embedding.valid).prod()
+    box = Prompts(torch.tensor([[[10.0, 20.0, 2.0], [40.0, 60.0, 2.0]]]))
+    decoded = slices.decode(embedding, box)
+    alone = model.encode([volume[None, :, :, 2].clamp(volume.min(), volume.max())])[0]
+    assert decoded.logits.isfinite().all() and alone.features.shape == embedding.features.shape[:-1]

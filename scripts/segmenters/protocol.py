@@ -59,7 +59,7 @@ class Embedding:
         image_shape: size of the image it was made from.
         to_model: matrix from image voxels to voxels of the model input.
         valid: size of the part of the model input that shows the image (the rest is padding); it begins where
-            `to_model` leads the image's first edge.
+            `to_model` leads the image's edges.
         input_size: size of the model input.
         affine: `[D+1, D+1]` from image voxels to RAS mm; identity for pictures.
         plane: image axes in which the model sees the image at once.
@@ -100,7 +100,9 @@ class Embedding:
     def inside(self, shape: tuple[int, ...]) -> Tensor:
         """`[*shape]` bool: which voxels of a grid over the model input show the image rather than padding."""
         inside = torch.ones(shape, dtype=torch.bool, device=self.to_model.device)
-        first = transform_points(self.to_model, self.to_model.new_full((len(shape),), -0.5)) + 0.5  # edges, not centres
+        size_of_image = torch.tensor(self.image_shape, device=inside.device)
+        edges = torch.stack([torch.full_like(size_of_image, -0.5, dtype=torch.float32), size_of_image - 0.5], dim=1)
+        first = transform_points(self.to_model, edges).amin(1) + 0.5  # volumes may be turned and flipped for the model
         for axis, (size, valid, full) in enumerate(zip(shape, self.valid, self.input_size, strict=True)):
             centres = (torch.arange(size, device=inside.device) + 0.5) * full / size - first[axis].round()
             nearest = centres - valid / 2  # from the middle of what is shown

@@ -38,6 +38,7 @@ class SAM(SamHeads):
     family = "SAM"
     variants: Mapping[str, ViTConfig] = VARIANTS
     trained_with = frozenset({"point", "box", "mask"})
+    decoder_levels: tuple[int, ...] = (-1,)
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class SAM(SamHeads):
             accepts=frozenset({"point", "box", "mask"}),
             trained_with=self.trained_with,
             differentiable=True,
+            decoder_levels=self.decoder_levels,
         )
         self.checkpoint = needed(checkpoint, self.spec.name)
         self.build()

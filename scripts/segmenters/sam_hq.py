@@ -56,6 +56,7 @@ class SAMHQ(SAM):
     """SAM in high quality; arguments as for `SAM`. An embedding has one more grid, that of the additional mask."""
 
     family = "SAM-HQ"
+    decoder_levels = (-2, -1)
     mask_decoder: MaskDecoderHQ
 
     def build(self) -> None:
@@ -76,7 +77,7 @@ class SAMHQ(SAM):
         finer = upscaled(decoder, keys)
         logits = masks_from(finer, hyper_weights(decoder, queries, self.outputs), image.size)
         quality = decoder.iou_prediction_head(queries[:, 0])[:, list(self.outputs)]
-        seen = decoder.embedding_maskfeature(as_grid(finer, image.size)) + embedding.levels[1]
+        seen = decoder.embedding_maskfeature(as_grid(finer, image.size)) + embedding.levels[-2]
         weights = decoder.hf_mlp(queries[:, len(tokens)])
         usual = best(logits, quality)
         return Decoded(usual.logits + torch.einsum("nc,nchw->nhw", weights, seen), usual.quality)
