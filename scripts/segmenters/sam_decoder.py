@@ -30,24 +30,24 @@ class ImageTokens:
     Attributes:
         keys: `[P, C]`, P positions, or `[N, P, C]` where every prompt has a mask of its own.
         position: `[P, C]` their encoding.
-        size: `(h, w)` with h w = P.
+        size: of the grid, `(h, w)` with h w = P (volumes: `(h, w, d)`).
     """
 
     keys: Tensor
     position: Tensor
-    size: tuple[int, int]
+    size: tuple[int, ...]
 
 
 def image_tokens(features: Tensor, dense: Tensor, position: Tensor) -> ImageTokens:
     """Tokens of an image.
 
     Args:
-        features: `[C, h, w]`.
+        features: `[C, h, w]` (volumes: one axis more, here and below).
         dense: `[C, h, w]` embedding of the mask prompt common to all prompts (that of no mask), or `[N, C, h, w]`.
         position: `[C, h, w]` positional encoding.
     """
-    size = (int(features.shape[1]), int(features.shape[2]))
-    keys = (features + dense).flatten(-2).transpose(-1, -2).contiguous()
+    size = tuple(features.shape[1:])
+    keys = (features + dense).flatten(-len(size)).transpose(-1, -2).contiguous()
     return ImageTokens(keys, position.flatten(1).T.contiguous(), size)
 
 
@@ -143,31 +143,34 @@ def _image_to_tokens(attention: Attention, placed: Tensor, keys: Tensor, values:
 
 
 def upscaled(decoder: MaskDecoder, keys: Tensor) -> Tensor:
-    """Image tokens `[N, P, C]`, four times finer: `[N, P, 4, 4, c]`, behind a position the two refinements' 2 x 2.
+    """Image tokens `[N, P, C]`, four times finer: `[N, P, 4, 4, c]`, behind a position the two refinements' 2 x 2
+    (volumes: `[N, P, 8, 8, c]`).
 
     A transposed convolution whose stride is its size is a matrix product per position.
     """
     first, norm, activation, second, last = decoder.output_upscaling
 
     def finer(x: Tensor, layer: torch.nn.ConvTranspose2d) -> Tensor:
-        kernel = layer.weight.permute(0, 2, 3, 1)  # [C, 2, 2, c]
-        return (x @ kernel.flatten(1)).unflatten(-1, (4, -1)) + layer.bias
+        kernel = layer.weight.flatten(2).transpose(1, 2)  # [C, 4, c]
+        return (x @ kernel.flatten(1)).unflatten(-1, kernel.shape[1:]) + layer.bias
 
     x = finer(keys, first)  # [N, P, 4, c]
     x = activation(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
     return last(finer(x, second))
 
 
-def masks_from(finer: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
+def masks_from(finer: Tensor, weights: Tensor, size: tuple[int, ...]) -> Tensor:
     """Mask logits `[N, M, 4h, 4w]`: the product of `upscaled` `[N, P, 4, 4, c]` and `hyper_weights` `[N, M, c]`."""
     return as_grid(finer @ weights.transpose(1, 2)[:, None, None], size)
 
 
-def as_grid(finer: Tensor, size: tuple[int, int]) -> Tensor:
+def as_grid(finer: Tensor, size: tuple[int, ...]) -> Tensor:
     """Values `[N, P, 4, 4, c]` in the order of `upscaled` as a grid `[N, c, 4h, 4w]`."""
-    grid = finer.flatten(1, 3).unflatten(1, (*size, 2, 2, 2, 2))  # [N, h, w, 2, 2, 2, 2, c]
+    dims = len(size)
+    grid = finer.flatten(1, 3).unflatten(1, (*size, *[2] * (2 * dims)))  # [N, h, w, 2, 2, 2, 2, c]
     # Rows are h, then the first and the second refinement's row.
-    return grid.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
+    order = [place for axis in range(1, 1 + dims) for place in (axis, axis + dims, axis + 2 * dims)]
+    return grid.permute(0, -1, *order).reshape(len(grid), -1, *(4 * n for n in size))
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

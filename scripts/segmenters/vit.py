@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +28,7 @@ class ViTConfig:
         width, depth, heads: of the transformer.
         global_blocks: blocks that attend to the whole image; the others attend in windows of `window` tokens.
         channels: of the feature grid that the mask decoder attends to.
+        dims: 2 for pictures, 3 for volumes.
     """
 
     size: int = 1024
@@ -39,6 +39,7 @@ class ViTConfig:
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
     window: int = 14
     channels: int = 256
+    dims: int = 2
 
     @property
     def grid(self) -> int:
@@ -54,40 +55,47 @@ VARIANTS = {
 
 
 class Attention(nn.Module):
-    """Self-attention on a grid of tokens; each query adds a learned product with the row and the column offset.
+    """Self-attention on a grid of tokens; each query adds a learned product with the offset to the key, axis by axis.
 
     Args:
-        width, heads: of the transformer.
-        size: tokens along a side of the grid (or window) it is used on.
+        config: of the encoder; size: tokens along a side of the grid (or window) it is used on.
     """
 
-    def __init__(self, width: int, heads: int, size: int) -> None:
+    def __init__(self, config: ViTConfig, size: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, width // heads))
-        self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, width // heads))
-        # The tables are in order of query minus key; a plain tensor index keeps the encoder free of other state.
-        offsets = torch.arange(size)[:, None] - torch.arange(size)[None] + size - 1
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+        self.tables = [f"rel_pos_{axis}" for axis in "dhw"[-config.dims :]]
+        for name in self.tables:
+            self.register_parameter(name, nn.Parameter(torch.zeros(2 * size - 1, config.width // config.heads)))
+        offsets = torch.arange(size)[:, None] - torch.arange(size)[None] + size - 1  # query minus key
         self.register_buffer("offsets", offsets, persistent=False)
         self.offsets: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, W, C]` to the same."""
-        batch, height, width, channels = x.shape
-        qkv = self.qkv(x).view(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
-        rows, columns = self.rel_pos_h[self.offsets], self.rel_pos_w[self.offsets]  # [H, H, d], [W, W, d]
-        at_once = max(1, MASK_ELEMENTS // (height * width) ** 2)
+        """`[B, *grid, C]` to the same."""
+        batch, *grid, channels = x.shape
+        tokens = x.flatten(1, -2).shape[1]
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        tables = [self.get_parameter(name)[self.offsets].to(qkv.dtype) for name in self.tables]  # [query, key, d]
+        at_once = max(1, MASK_ELEMENTS // tokens**2)
         parts = []
         for q, k, v in zip(*(part.split(at_once) for part in qkv), strict=True):
-            asked = q.view(-1, height, width, q.shape[-1])
-            by_row = torch.einsum("nhwd,hkd->nhwk", asked, rows.to(q.dtype))
-            by_column = torch.einsum("nhwd,wkd->nhwk", asked, columns.to(q.dtype))
-            mask = (by_row[..., :, None] + by_column[..., None, :]).reshape(-1, 1, height * width, height * width)
+            mask = offset_scores(q.view(-1, *grid, q.shape[-1]), tables).reshape(-1, 1, tokens, tokens)
             parts.append(F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], attn_mask=mask)[:, 0])
-        y = torch.cat(parts).view(batch, self.heads, height, width, -1)
-        return self.proj(y.permute(0, 2, 3, 1, 4).reshape(batch, height, width, channels))
+        y = torch.cat(parts).view(batch, self.heads, tokens, -1)
+        return self.proj(y.transpose(1, 2).reshape(batch, *grid, channels))
+
+
+def offset_scores(queries: Tensor, tables: list[Tensor]) -> Tensor:
+    """What offsets add to scores, `[N, *grid, *grid]`, for queries `[N, *grid, d]`, tables `[n, n, d]` per axis."""
+    dims = len(tables)
+    scores = []
+    for axis, table in enumerate(tables):
+        along = torch.einsum("nq...d,qkd->nq...k", queries.movedim(1 + axis, 1), table).movedim(1, 1 + axis)
+        scores.append(along.reshape(*along.shape[:-1], *[-1 if a == axis else 1 for a in range(dims)]))
+    return sum(scores[1:], scores[0])
 
 
 class Mlp(nn.Module):
@@ -103,7 +111,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a perceptron, each behind a norm and added; on `[B, H, W, C]`.
+    """Attention, then a perceptron, each behind a norm and added; on `[B, *grid, C]`.
 
     Args:
         config: of the encoder.
@@ -114,7 +122,7 @@ class Block(nn.Module):
         super().__init__()
         self.window = window
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
-        self.attn = Attention(config.width, config.heads, window or config.grid)
+        self.attn = Attention(config, window or config.grid)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = Mlp(config.width)
 
@@ -128,15 +136,21 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def _attend_in_windows(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
-        window = self.window
+        batch, *grid, channels = x.shape
+        window, dims = self.window, len(grid)
         # Zeros beyond the edges take part in attention, also where a window exceeds the grid: the weights were trained
         # so.
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-        rows, columns = x.shape[1] // window, x.shape[2] // window
-        x = x.view(batch, rows, window, columns, window, channels).transpose(2, 3).flatten(0, 2)
-        x = self.attn(x).view(batch, rows, columns, window, window, channels).transpose(2, 3)
-        return x.reshape(batch, rows * window, columns * window, channels)[:, :height, :width]
+        x = F.pad(x, (0, 0, *(pad for n in reversed(grid) for pad in (0, -n % window))))
+        counts = [n // window for n in x.shape[1:-1]]
+        x = x.reshape(batch, *(n for count in counts for n in (count, window)), channels)
+        inside = [window] * dims
+        x = x.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), -1).reshape(-1, *inside, channels)
+        x = self.attn(x).view(batch, *counts, *inside, channels)
+        x = x.permute(0, *(a for axis in range(dims) for a in (1 + axis, 1 + dims + axis)), -1)
+        x = x.reshape(batch, *(n * window for n in counts), channels)
+        for axis, n in enumerate(grid):
+            x = x.narrow(1 + axis, 0, n)
+        return x
 
 
 class PatchEmbedding(nn.Module):
@@ -144,17 +158,28 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, config.width, config.patch, config.patch)
+        convolution, channels = (nn.Conv2d, 3) if config.dims == 2 else (nn.Conv3d, 1)
+        self.proj = convolution(channels, config.width, config.patch, config.patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).permute(0, 2, 3, 1)
+        return self.proj(images).movedim(1, -1)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Normalises the channels of each place of `[B, C, *grid]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class ImageEncoder(nn.Module):
-    """Images `[B, 3, size, size]` to feature grids, shallow to deep.
+    """Images `[B, 3, size, size]` (volumes: `[B, 1, size, size, size]`) to feature grids, shallow to deep.
 
-    They are the tokens after the first global block, `[B, width, grid, grid]`, and the neck's `[B, channels, grid,
-    grid]`, the one that the mask decoder attends to.
+    They are the tokens after the first global block, `[B, width, *grid]`, and the neck's `[B, channels, *grid]`, the
+    one that the mask decoder attends to.
 
     Args:
         config: sizes.
@@ -165,15 +190,16 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.first_global = min(config.global_blocks)
         self.patch_embed = PatchEmbedding(config)
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.grid, config.grid, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, *[config.grid] * config.dims, config.width))
         self.blocks = nn.ModuleList(
             block(config, 0 if n in config.global_blocks else config.window) for n in range(config.depth)
         )
+        convolution = nn.Conv2d if config.dims == 2 else nn.Conv3d
         self.neck = nn.Sequential(
-            nn.Conv2d(config.width, config.channels, 1, bias=False),
-            LayerNorm2d(config.channels),
-            nn.Conv2d(config.channels, config.channels, 3, padding=1, bias=False),
-            LayerNorm2d(config.channels),
+            convolution(config.width, config.channels, 1, bias=False),
+            ChannelNorm(config.channels),
+            convolution(config.channels, config.channels, 3, padding=1, bias=False),
+            ChannelNorm(config.channels),
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -182,5 +208,5 @@ class ImageEncoder(nn.Module):
         for n, block in enumerate(self.blocks):
             x = block(x)
             if n == self.first_global:
-                levels.append(x.permute(0, 3, 1, 2))
-        return [*levels, self.neck(x.permute(0, 3, 1, 2))]
+                levels.append(x.movedim(-1, 1))
+        return [*levels, self.neck(x.movedim(-1, 1))]
