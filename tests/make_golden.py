@@ -5,7 +5,8 @@
 
 writes `tests/golden/NAME.npz`. SOURCE is a folder in which upstream's package can be imported:
 `sam_med2d`: a checkout of OpenGVLab/SAM-Med2D (made with bfd2b93); `sam_hq`: the package segment-anything-hq (made with
-0.3). Nothing of upstream is kept but the numbers.
+0.3); `sam_med3d`: the package medim (made with 0.1.2), and appdirs, einops, huggingface_hub, which it imports.
+Nothing of upstream is kept but the numbers.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def encoder_arguments(config: Any) -> dict[str, Any]:
 
 def of_family(name: str, config: Any) -> tuple[nn.Module, dict[str, Any], Decode]:
     """Upstream's three modules, a decode's further arguments, and the decoder's call."""
+    if name == "sam_med3d":
+        return of_med3d(config)
     if name == "sam_med2d":
         from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 
@@ -62,23 +65,38 @@ def of_family(name: str, config: Any) -> tuple[nn.Module, dict[str, Any], Decode
     return network, more, network.mask_decoder
 
 
+def of_med3d(config: Any) -> tuple[nn.Module, dict[str, Any], Decode]:
+    from medim.models import sam_med3d as upstream
+
+    network = nn.Module()
+    network.image_encoder = upstream.ImageEncoderViT3D(**encoder_arguments(config))
+    network.prompt_encoder = upstream.PromptEncoder3D(
+        config.channels, (config.grid,) * 3, (config.size,) * 3, mask_in_chans=16
+    )
+    network.mask_decoder = upstream.MaskDecoder3D(transformer_dim=config.channels)
+    return network, {}, network.mask_decoder
+
+
 @torch.no_grad()
 def main(name: str, source: str) -> None:
     sys.path.insert(0, source)  # before our own environment's package of the same name
-    from random_weights import SMALL, picture, prompts_of_every_kind, random_weights
+    from random_weights import SMALL, SMALL_3D, prompts_of_every_kind, random_inputs, random_weights
 
-    network, more, decode = of_family(name, SMALL)
+    small = SMALL_3D if name == "sam_med3d" else SMALL
+    network, more, decode = of_family(name, small)
     network.load_state_dict(random_weights(network.state_dict()))
     network.eval()
-    inputs = torch.stack([picture(SMALL.size, SMALL.size, n) / 100 - 1 for n in range(2)])
+    inputs = random_inputs(small)
     encoded = network.image_encoder(inputs)
     features, early = encoded if isinstance(encoded, tuple) else (encoded, None)
     numbers = {"features": features}
-    for kind, prompts in prompts_of_every_kind(SMALL.size, SMALL.grid).items():
+    for kind, prompts in prompts_of_every_kind(small.size, small.grid, small.dims).items():
+        if name == "sam_med3d" and prompts.labels is None:
+            continue  # it knows no boxes
         for n in range(len(inputs)):
             for masks in ("single", "best"):
                 parts = [
-                    one(network, more, decode, features, early, n, prompts[i : i + 1], masks)
+                    one(name, network, more, decode, features, early, n, prompts[i : i + 1], masks)
                     for i in range(len(prompts))
                 ]
                 numbers[f"{kind}/{n}/{masks}/logits"] = torch.cat([logits for logits, _ in parts])[:, ::3, ::3]
@@ -88,6 +106,7 @@ def main(name: str, source: str) -> None:
 
 
 def one(
+    name: str,
     network: nn.Module,
     more: dict[str, Any],
     decode: Decode,
@@ -100,10 +119,13 @@ def one(
     """Logits `[1, h, w]` and quality `[1]` of one prompt: upstream's decoders differ in what they do with several."""
     xy = prompts.coordinates.flip(-1)
     given = None if prompts.masks is None else prompts.masks[:, None]
+    if xy.shape[-1] == 3:  # SAM-Med3D is asked as its training did: clicks as (i, j, k), always with a mask
+        xy = prompts.coordinates
+        given = torch.zeros(1, 1, *[4 * n for n in features.shape[2:]]) if given is None else given
     sparse, dense = network.prompt_encoder(
         points=None if prompts.labels is None else (xy, prompts.labels),
         boxes=xy.flatten(1) if prompts.labels is None else None,
-        masks=given if early is not None or given is None else given.sigmoid(),  # SAM-Med2D's training fed sigmoids
+        masks=given.sigmoid() if name == "sam_med2d" and given is not None else given,
     )
     extra = more if early is None else {**more, "interm_embeddings": [early[0][n : n + 1]]}
     logits, quality = decode(

@@ -20,6 +20,7 @@ from scripts.segmenters.sam import SAM
 from scripts.segmenters.vit import ViTConfig
 
 SMALL = ViTConfig(size=128, width=32, depth=3, heads=4, global_blocks=(1,), window=3, channels=32)
+SMALL_3D = ViTConfig(size=64, width=32, depth=3, heads=4, global_blocks=(1,), window=6, channels=48, dims=3)
 
 
 def random_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,19 +56,20 @@ def saved(state: Mapping[str, Tensor], file: Path, layout: str = "flat") -> Path
     return file
 
 
-def prompts_of_every_kind(size: int, grid: int) -> dict[str, Prompts]:
+def prompts_of_every_kind(size: int, grid: int, dims: int = 2) -> dict[str, Prompts]:
     """Prompts in voxels of a square image of `size`, for a model whose masks have 4 `grid` voxels along a side."""
     at = torch.Generator().manual_seed(3)
-    clicks = size * torch.rand(5, 3, 2, generator=at)
-    corners = size * (0.1 + 0.3 * torch.rand(2, 2, generator=at))
+    clicks = size * torch.rand(5, 3, dims, generator=at)
+    corners = size * (0.1 + 0.3 * torch.rand(2, dims, generator=at))
     boxes = Prompts(torch.stack([corners, corners + 0.4 * size], dim=1))
-    masks = 4 * torch.randn(2, 4 * grid, 4 * grid, generator=at)
+    masks = 4 * torch.randn(2, *[4 * grid] * dims, generator=at)
     return {
         "one click": Prompts(clicks[:1, :1], torch.ones(1, 1, dtype=torch.int64)),
         "five clicks": Prompts(clicks[:, :1], torch.ones(5, 1, dtype=torch.int64)),
         "inside, outside, padding": Prompts(clicks[:2], torch.tensor([[1, 0, -1], [0, 1, 1]])),
         "boxes": boxes,
         "boxes with masks": Prompts(boxes.coordinates, masks=masks),
+        "clicks with masks": Prompts(clicks[:2, :2], torch.tensor([[1, 0], [1, 1]]), masks),
         "click with mask": Prompts(clicks[:1, :1], torch.ones(1, 1, dtype=torch.int64), masks[:1]),
     }
 
@@ -98,3 +100,11 @@ def bare(kind: type[SAM], config: ViTConfig) -> Any:
     model.config = config
     model.build()
     return model
+
+
+def random_inputs(config: ViTConfig) -> Tensor:
+    """Two model inputs `[2, channels, *size]`, smooth."""
+    if config.dims == 2:
+        return torch.stack([picture(config.size, config.size, n) / 100 - 1 for n in range(2)])
+    noise = torch.randn(2, 1, 12, 12, 12, generator=torch.Generator().manual_seed(5))
+    return nn.functional.interpolate(noise, (config.size,) * 3, mode="trilinear")

@@ -1,8 +1,9 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
-"""SAM-Med2D and SAM-HQ equal what upstream's own networks computed (`make_golden.py`), with the same random weights."""
+"""SAM-Med2D, SAM-Med3D and SAM-HQ equal upstream's own networks (numbers by `make_golden.py`, random weights)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 from random_weights import (
     SMALL,
+    SMALL_3D,
     assert_jacobian_is_the_derivative,
     bare,
     picture,
     prompts_of_every_kind,
+    random_inputs,
     random_weights,
     saved,
 )
@@ -22,13 +25,18 @@ from torch import Tensor
 from scripts.errors import InputError
 from scripts.geometry import transform_points
 from scripts.prompts import Prompts
-from scripts.segmenters import SAM, SAMHQ, SAMMed2D
+from scripts.segmenters import SAM, SAMHQ, SAMMed2D, SAMMed3D
 from scripts.segmenters.intensities import DEVIATION, MEAN
 from scripts.segmenters.protocol import Embedding
+from scripts.segmenters.sam_decoder import decode_masks
+from scripts.segmenters.sam_heads import best
+from scripts.segmenters.sam_med3d import canonical
 from scripts.segmenters.slicewise import SliceWise, SliceWiseSegmenter
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-MODELS: dict[str, type[SAM]] = {"sam_med2d": SAMMed2D, "sam_hq": SAMHQ}
+MODELS: dict[str, type[SAM]] = {"sam_med2d": SAMMed2D, "sam_hq": SAMHQ, "sam_med3d": SAMMed3D}
+PLANAR = ["sam_med2d", "sam_hq"]
+SIZES = {"sam_med2d": SMALL, "sam_hq": SMALL, "sam_med3d": SMALL_3D}
 KINDS = list(prompts_of_every_kind(128, 8))
 
 
@@ -40,31 +48,42 @@ def golden(name: str) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("golden")
-    layouts = {"sam_med2d": "training", "sam_hq": "flat"}
-    states = {name: random_weights(bare(kind, SMALL).state_dict()) for name, kind in MODELS.items()}
+    layouts = {"sam_med2d": "training", "sam_hq": "flat", "sam_med3d": "training"}
+    states = {name: random_weights(bare(kind, SIZES[name]).state_dict()) for name, kind in MODELS.items()}
     return {name: saved(states[name], folder / f"{name}.pth", layout) for name, layout in layouts.items()}
 
 
 def embed(model: SAM) -> list[Embedding]:
     """Of the inputs that `make_golden.py` gave, without any preparation."""
-    inputs = torch.stack([picture(SMALL.size, SMALL.size, n) / 100 - 1 for n in range(2)])
+    config = model.config
     with torch.no_grad():
-        levels = model._encode(inputs)
-    size = (SMALL.size, SMALL.size)
-    return [Embedding(tuple(level[n] for level in levels), size, torch.eye(3), size, size) for n in range(2)]
+        levels = model._encode(random_inputs(config))
+    size, same = (config.size,) * config.dims, torch.eye(config.dims + 1)
+    return [Embedding(tuple(level[n] for level in levels), size, same, size, size) for n in range(2)]
+
+
+def prompts_of(name: str) -> dict[str, Prompts]:
+    """Those that the model takes."""
+    config = SIZES[name]
+    every = prompts_of_every_kind(config.size, config.grid, config.dims)
+    return {kind: prompts for kind, prompts in every.items() if prompts.kind in MODELS[name].accepts}
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("masks", ["single", "best"])
 def test_the_network_is_upstreams(name: str, masks: str, files: dict[str, Path]) -> None:
     numbers = golden(name)
-    model = MODELS[name](files[name], variant=SMALL, masks=masks)
+    model = MODELS[name](files[name], variant=SIZES[name], masks=masks)
     embeddings = embed(model)
     for n, embedding in enumerate(embeddings):
         assert numbers["features"][n].std() > 0.1
         assert torch.allclose(embedding.features, numbers["features"][n], **CLOSE)
-        for kind, prompts in prompts_of_every_kind(128, 8).items():
-            decoded = model.decode(embedding, prompts)
+        for kind, prompts in prompts_of(name).items():
+            if name == "sam_med3d":
+                sparse, image = model.tokens(embedding, prompts)
+                decoded = best(*decode_masks(model.mask_decoder, image, sparse, model.outputs))
+            else:
+                decoded = model.decode(embedding, prompts)
             expected = numbers[f"{kind}/{n}/{masks}/logits"]
             assert expected.std() > 0.05
             assert torch.allclose(decoded.logits[:, ::3, ::3], expected, **CLOSE), kind
@@ -72,10 +91,11 @@ def test_the_network_is_upstreams(name: str, masks: str, files: dict[str, Path])
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("kind", ["five clicks", "boxes"])
+@pytest.mark.parametrize("kind", ["five clicks", "boxes", "clicks with masks"])
 def test_jacobian_is_the_derivative(name: str, kind: str, files: dict[str, Path]) -> None:
-    model = MODELS[name](files[name], variant=SMALL)
-    assert_jacobian_is_the_derivative(model, embed(model)[0], prompts_of_every_kind(128, 8)[kind])
+    model = MODELS[name](files[name], variant=SIZES[name])
+    if kind in prompts_of(name):
+        assert_jacobian_is_the_derivative(model, embed(model)[0], prompts_of(name)[kind])
 
 
 def test_no_parameter_of_sam_med2d_asks_for_gradients(files: dict[str, Path]) -> None:
@@ -124,7 +144,7 @@ def test_unknown_geometry(files: dict[str, Path]) -> None:
         SAMMed2D(files["sam_med2d"], variant=SMALL, geometry="pad")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PLANAR)
 def test_volumes_slice_by_slice(name: str, files: dict[str, Path]) -> None:
     """The first axis runs from left to right, so the model sees it flipped; padding lies on all sides of SAM-Med2D."""
     model = MODELS[name](files[name], variant=SMALL)
@@ -137,3 +157,72 @@ def test_volumes_slice_by_slice(name: str, files: dict[str, Path]) -> None:
     decoded = slices.decode(embedding, box)
     alone = model.encode([volume[None, :, :, 2].clamp(volume.min(), volume.max())])[0]
     assert decoded.logits.isfinite().all() and alone.features.shape == embedding.features.shape[:-1]
+
+
+# ---- what SAM-Med3D asks and sees ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def med3d(files: dict[str, Path]) -> SAMMed3D:
+    return SAMMed3D(files["sam_med3d"], variant=SMALL_3D)
+
+
+def test_places_and_clicks_are_encoded_in_different_orders(med3d: SAMMed3D) -> None:
+    """The weights were trained so; it must not be put right."""
+    encoding = med3d.prompt_encoder.pe_layer
+    grid = encoding.of_grid(4)
+    clicked = encoding((torch.tensor([2.0, 1, 3]) + 0.5) / 4)
+    assert torch.allclose(grid[:, 1, 2, 3], clicked, atol=1e-5)
+    assert not torch.allclose(grid[:, 2, 1, 3], clicked, atol=0.5)
+
+
+def test_a_click_comes_with_a_mask_of_zeros(med3d: SAMMed3D) -> None:
+    embedding, clicks = embed(med3d)[0], prompts_of("sam_med3d")["five clicks"]
+    zeros = replace(clicks, masks=torch.zeros(5, 16, 16, 16))
+    assert torch.allclose(med3d.decode(embedding, clicks).logits, med3d.decode(embedding, zeros).logits, atol=1e-5)
+    without = med3d.prompt_encoder.no_mask_embed.weight
+    dense = med3d.tokens(embedding, clicks)[1].keys - embedding.features.flatten(1).T
+    assert not torch.allclose(dense, without.expand_as(dense), atol=0.1)
+
+
+def test_sam_med3d_takes_no_boxes(med3d: SAMMed3D) -> None:
+    box = Prompts(torch.tensor([[[1.0, 1.0, 1.0], [9.0, 9.0, 9.0]]]))
+    with pytest.raises(InputError, match=r"SAM-Med3D custom cannot take the type \['box'\]; it takes \['mask', 'point"):
+        med3d.decode(embed(med3d)[0], box)
+
+
+@pytest.mark.parametrize("step", [1.5, 6.0])
+def test_volumes_are_turned_resampled_and_padded(step: float, med3d: SAMMed3D) -> None:
+    """Axes run towards inferior, left and anterior. A place of the volume is found at `to_model` of it."""
+    shape = (20, 30, 24)
+    affine = torch.tensor([[0.0, -1, 0, 0], [0, 0, 1, 0], [-1, 0, 0, 0], [0, 0, 0, 1 / step]]) * step
+    volume = torch.zeros(1, *shape)
+    volume[0, 5:9, 20:26, 4:8] = 1.0
+    seen = {}
+    med3d.image_encoder.register_forward_pre_hook(lambda _, given: seen.update(x=given[0][0, 0]), prepend=True)
+    (embedding,) = med3d.embed([volume], [affine])
+    expected = torch.tensor([30, 24, 20]) * step / 1.5 * min(1, 64 / (30 * step / 1.5))
+    assert embedding.valid == tuple(int(n) for n in expected.round())
+    bright = seen["x"] > seen["x"].max() / 2
+    middle = transform_points(embedding.to_model, torch.tensor([6.5, 22.5, 5.5]))
+    assert torch.allclose(bright.nonzero().float().mean(0), middle, atol=0.6)
+    assert embedding.inside((64, 64, 64)).sum() == torch.tensor(embedding.valid).prod()
+    assert embedding.image_shape == shape and torch.equal(embedding.affine, affine)
+    back = embedding.to_image(bright[None].float())
+    assert ((back > 0.5).float() - volume).abs().sum() <= 0.3 * volume.sum()
+
+
+def test_voxels_above_zero_are_normalised(med3d: SAMMed3D) -> None:
+    volume = torch.zeros(1, 64, 64, 64)
+    volume[0, 10:30] = 100 + 10 * torch.randn(20, 64, 64, generator=torch.Generator().manual_seed(0))
+    inputs = med3d.prepare(volume)[0]
+    shown = inputs[0, 10:30]
+    assert abs(shown.mean()) < 1e-3 and abs(shown.std() - 1) < 1e-3 and inputs[0, 40].max() < -5
+    assert med3d.prepare(torch.zeros(1, 8, 8, 8))[0].isfinite().all()
+
+
+def test_canonical_axes() -> None:
+    volume = torch.arange(24.0).reshape(1, 2, 3, 4)
+    upright, spacing, turn = canonical(volume, torch.diag(torch.tensor([-2.0, 1.0, 3.0, 1.0])))
+    assert torch.equal(upright, volume.flip(1)) and spacing == (2, 1, 3)
+    assert torch.equal(transform_points(turn, torch.tensor([0.0, 1, 2])), torch.tensor([1.0, 1, 2]))

@@ -7,5 +7,6 @@ from .protocol import PromptableSegmenter, SegmenterSpec
 from .sam import SAM
 from .sam_hq import SAMHQ
 from .sam_med2d import SAMMed2D
+from .sam_med3d import SAMMed3D
 
-__all__ = ["SAM", "SAMHQ", "LiteMedSAM", "MedSAM", "PromptableSegmenter", "SAMMed2D", "SegmenterSpec"]
+__all__ = ["SAM", "SAMHQ", "LiteMedSAM", "MedSAM", "PromptableSegmenter", "SAMMed2D", "SAMMed3D", "SegmenterSpec"]

@@ -37,6 +37,7 @@ class SAM(SamHeads):
 
     family = "SAM"
     variants: Mapping[str, ViTConfig] = VARIANTS
+    accepts = frozenset({"point", "box", "mask"})
     trained_with = frozenset({"point", "box", "mask"})
     decoder_levels: tuple[int, ...] = (-1,)
 
@@ -58,9 +59,9 @@ class SAM(SamHeads):
         self.choose_outputs(masks)
         self.spec = SegmenterSpec(
             name=f"{self.family} {self.variant}",
-            dims=2,
-            input_size=(self.config.size, self.config.size),
-            accepts=frozenset({"point", "box", "mask"}),
+            dims=self.config.dims,
+            input_size=(self.config.size,) * self.config.dims,
+            accepts=self.accepts,
             trained_with=self.trained_with,
             differentiable=True,
             decoder_levels=self.decoder_levels,

@@ -82,20 +82,19 @@ class Attention(nn.Module):
         at_once = max(1, MASK_ELEMENTS // tokens**2)
         parts = []
         for q, k, v in zip(*(part.split(at_once) for part in qkv), strict=True):
-            mask = offset_scores(q.view(-1, *grid, q.shape[-1]), tables).reshape(-1, 1, tokens, tokens)
+            mask = self.scores(q.view(-1, *grid, q.shape[-1]), tables).reshape(-1, 1, tokens, tokens)
             parts.append(F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], attn_mask=mask)[:, 0])
         y = torch.cat(parts).view(batch, self.heads, tokens, -1)
         return self.proj(y.transpose(1, 2).reshape(batch, *grid, channels))
 
-
-def offset_scores(queries: Tensor, tables: list[Tensor]) -> Tensor:
-    """What offsets add to scores, `[N, *grid, *grid]`, for queries `[N, *grid, d]`, tables `[n, n, d]` per axis."""
-    dims = len(tables)
-    scores = []
-    for axis, table in enumerate(tables):
-        along = torch.einsum("nq...d,qkd->nq...k", queries.movedim(1 + axis, 1), table).movedim(1, 1 + axis)
-        scores.append(along.reshape(*along.shape[:-1], *[-1 if a == axis else 1 for a in range(dims)]))
-    return sum(scores[1:], scores[0])
+    def scores(self, queries: Tensor, tables: list[Tensor]) -> Tensor:
+        """What offsets add, `[N, *grid, *grid]`, of queries `[N, *grid, d]` with tables `[n, n, d]`, one per axis."""
+        dims = len(tables)
+        scores = []
+        for axis, table in enumerate(tables):
+            along = torch.einsum("nq...d,qkd->nq...k", queries.movedim(1 + axis, 1), table).movedim(1, 1 + axis)
+            scores.append(along.reshape(*along.shape[:-1], *[-1 if a == axis else 1 for a in range(dims)]))
+        return sum(scores[1:], scores[0])
 
 
 class Mlp(nn.Module):
@@ -118,11 +117,13 @@ class Block(nn.Module):
         window: tokens along a side of an attention window; 0 attends to the whole grid.
     """
 
+    attention: type[Attention] = Attention
+
     def __init__(self, config: ViTConfig, window: int) -> None:
         super().__init__()
         self.window = window
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
-        self.attn = Attention(config, window or config.grid)
+        self.attn = self.attention(config, window or config.grid)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = Mlp(config.width)
 
