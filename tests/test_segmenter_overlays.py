@@ -6,18 +6,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
 from PIL import Image
-from random_weights import SMALL, bare, random_weights, saved
+from random_weights import SMALL, SMALL_3D, bare, random_weights, saved
 from skimage import data
 
 import scripts.segmenters
 from scripts.errors import InputError, reason
 from scripts.prompts import Prompts
+from scripts.segmenters.vit import ViTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 OVERLAYS = sorted(path.stem for path in (ROOT / "configs" / "segmenters").glob("*.yaml"))
@@ -28,10 +30,7 @@ FAST: dict[str, Any] = {
     "prior_fit::levels": [{"size": 16, "controls": 0, "steps": 4}],
     "fit::levels": [{"size": 16, "controls": 4, "steps": 2}],
 }
-SIZES = {
-    "_target_": "scripts.segmenters.vit.ViTConfig",
-    **{name: list(v) if isinstance(v, tuple) else v for name, v in vars(SMALL).items()},
-}
+PLANAR = [overlay for overlay in OVERLAYS if overlay != "sam_med3d"]
 
 
 def workflow(overlay: str, **overrides: Any) -> ConfigWorkflow:
@@ -57,18 +56,48 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(folder / f"{name}.png") for name in corners}
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+def register(
+    overlay: str, sizes: ViTConfig, pair: dict[str, str], prompts: list[Any] | None, folder: Path, moved: str
+) -> Any:
+    """Register as MONAI does; returns the network."""
+    file = saved(random_weights(bare(adapter_of(overlay), sizes).state_dict()), folder / "w.pth")
+    variant = {"_target_": "scripts.segmenters.vit.ViTConfig", **vars(sizes)}
+    variant["global_blocks"] = list(sizes.global_blocks)
+    options = {"checkpoint": str(file), "prompts": prompts, "output_dir": str(folder / "out"), **pair}
+    made = workflow(overlay, **{"network_def::variant": variant}, **options)
+    made.run()
+    written = {path.name for path in (folder / "out").iterdir()}
+    assert {moved, "ddf.nii.gz", "prompts.json", "run.json", "report.html"} <= written
+    return made.network_def
+
+
+@pytest.mark.parametrize("overlay", PLANAR)
 @pytest.mark.parametrize("prompts", [[[40, 30]], [[[20, 20], [60, 50]]]], ids=["click", "box"])
 def test_registers_a_pair(overlay: str, prompts: list[Any], pair: dict[str, str], tmp_path: Path) -> None:
-    file = saved(random_weights(bare(adapter_of(overlay), SMALL).state_dict()), tmp_path / "w.pth")
-    options = {"checkpoint": str(file), "prompts": prompts, "output_dir": str(tmp_path / "out"), **pair}
-    made = workflow(overlay, **{"network_def::variant": SIZES}, **options)
-    made.run()
-    assert {"moved.png", "ddf.nii.gz", "prompts.json", "run.json", "report.html"} <= {
-        path.name for path in (tmp_path / "out").iterdir()
-    }
-    network = made.network_def
+    network = register(overlay, SMALL, pair, prompts, tmp_path, "moved.png")
     assert f'"name": "{network.spec.name}"' in (tmp_path / "out" / "run.json").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("volumes")
+    affine = np.diag([-2.0, 2.0, 4.0, 1.0])
+    noise = torch.randn(1, 1, 10, 10, 6, generator=torch.Generator().manual_seed(2))
+    whole = 500 + 200 * torch.nn.functional.interpolate(noise, (44, 44, 14), mode="trilinear")[0, 0].numpy()
+    for name, start in {"fixed_image": 0, "moving_image": 4}.items():
+        nib.save(nib.Nifti1Image(whole[start : start + 40, :40], affine), folder / f"{name}.nii.gz")
+    return {name: str(folder / f"{name}.nii.gz") for name in ("fixed_image", "moving_image")}
+
+
+@pytest.mark.parametrize("prompts", [None, [[20, 20, 6]], [[[10, 10, 3], [30, 30, 9]]]], ids=["none", "click", "box"])
+def test_registers_volumes(prompts: list[Any] | None, volumes: dict[str, str], tmp_path: Path) -> None:
+    network = register("sam_med3d", SMALL_3D, volumes, prompts, tmp_path, "moved.nii.gz")
+    assert network.spec.dims == 3
+
+
+@pytest.mark.parametrize("overlay", ["sam_med2d", "sam_hq_vit_b"])
+def test_a_planar_model_registers_volumes(overlay: str, volumes: dict[str, str], tmp_path: Path) -> None:
+    register(overlay, SMALL, volumes, [[[10, 10, 3], [30, 30, 9]]], tmp_path, "moved.nii.gz")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
