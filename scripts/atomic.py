@@ -12,11 +12,13 @@ from uuid import uuid4
 
 @contextmanager
 def written_atomically(path: str | Path) -> Iterator[Path]:
-    """A file name to write to, in the same folder (made if missing); the file becomes `path` if nothing goes wrong."""
+    """A name to write to, in the same folder (made if missing) and with the same ending, by which writers go;
+    the file becomes `path` if nothing goes wrong.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not `tempfile`, whose files only their owner may read.
-    unfinished = path.with_name(f".unfinished-{uuid4().hex}{path.suffix}")
+    unfinished = path.with_name(f".unfinished-{uuid4().hex}{''.join(path.suffixes)}")
     try:
         yield unfinished
         os.replace(unfinished, path)

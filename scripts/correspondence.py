@@ -57,7 +57,7 @@ class Fit:
     smoothness: float = 1e-4
     step: float = 0.02
     affine_first: bool = True
-    voxels: int = 300_000
+    voxels: int = 270_000
 
     def __post_init__(self) -> None:
         try:

@@ -83,13 +83,18 @@ def read_datalists(paths: str | Sequence[str]) -> list[PairEntry]:
     return entries
 
 
-def read_landmarks(path: Path, dims: int) -> Tensor:
+def read_landmarks(path: Path, dims: int, *, axes: str = "ijk") -> Tensor:
     """Landmarks `[D, N]` in voxels, array order, from a CSV with the header `i,j` or `i,j,k`.
+
+    Args:
+        path: the file.
+        dims: axes of its image.
+        axes: names of the columns; "xyz" for points in RAS millimetres.
 
     Raises:
         InputError: another header, no rows, or values that are no finite numbers.
     """
-    header = ",".join("ijk"[:dims])
+    header = ",".join(axes[:dims])
     try:
         first, *rows = path.read_text(encoding="utf-8").split()
         points = np.array([row.split(",") for row in rows], dtype=np.float32)

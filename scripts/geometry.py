@@ -116,6 +116,20 @@ def invert(ddf: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> Ten
     return inverse
 
 
+def preimage(points: Tensor, ddf: Tensor, *, iterations: int = 100, tolerance: float = 1e-3) -> Tensor:
+    """Places `q` with `q + ddf(q) = points`, as `invert` but at any `[D, ...]` points (voxels) and without a grid.
+
+    The field is continued constantly outside; where it folds, the answer is one of several or none.
+    """
+    found = points - sample(ddf, points, padding="border")
+    for _ in range(iterations):
+        change = points - sample(ddf, found, padding="border") - found
+        found = found + 0.5 * change
+        if change.numel() == 0 or change.abs().max() < tolerance:
+            break
+    return found
+
+
 def jacobian_determinant(ddf: Tensor) -> Tensor:
     """Determinant of d(p + ddf)/dp by central differences in the interior, `[*S]`; > 0 where the map keeps
     orientation.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, prod
 
 import torch
 from monai.losses import GlobalMutualInformationLoss
@@ -100,10 +100,17 @@ def principal_components(fixed: Tensor, moving: Tensor, *, components: int) -> l
     return [F.normalize(torch.tensordot(basis, grid, dims=1), dim=0) for grid in (fixed, moving)]
 
 
-def _no_denser_than_cells(cells: Tensor) -> tuple[slice, ...]:
-    """Which of the places `[D, *grid]`, in voxels of a feature grid, to look at: features say nothing between cells."""
+def _enough(cells: Tensor, places: int) -> tuple[slice, ...]:
+    """Which of the places `[D, *grid]`, in voxels of a feature grid, to look at.
+
+    No denser than the cells, between which features say nothing, and no more than a number of `places`.
+    """
     steps = [torch.diff(cells, dim=axis).norm(dim=0).mean().item() for axis in range(1, cells.ndim)]
-    return slice(None), *[slice(None, None, max(1, int(1 / max(step, 1e-6) + 0.01))) for step in steps]
+    strides = [max(1, int(1 / max(step, 1e-6) + 0.01)) for step in steps]
+    while prod(-(-n // stride) for n, stride in zip(cells.shape[1:], strides, strict=True)) > places:
+        densest = min(range(len(steps)), key=lambda axis: strides[axis] * steps[axis])
+        strides[densest] += 1
+    return slice(None), *[slice(None, None, stride) for stride in strides]
 
 
 class FeatureTerm(Term):
@@ -114,6 +121,7 @@ class FeatureTerm(Term):
         levels: which feature grids of the encoder, counted as in `Embedding.levels`; their cosines are averaged.
         components: principal components kept of each grid (fewer are faster and less noisy).
         centre: subtract each image's mean feature first.
+        places: that are looked at, at most; bounds the time in volumes.
     """
 
     def __init__(
@@ -123,23 +131,28 @@ class FeatureTerm(Term):
         levels: tuple[int, ...] = (-1,),
         components: int = 32,
         centre: bool = True,
+        places: int = 20_000,
     ) -> None:
         super().__init__(weight, controls)
         self.levels, self.components, self.centre = tuple(levels), components, as_bool(centre, "features: centre")
+        self.places = places
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         pairs = []
         for level in self.levels:
-            grids = principal_components(
-                *(centred_features(v.embedding, centre=self.centre, level=level) for v in (scene.fixed, scene.moving)),
-                components=self.components,
-            )
+            name = f"principal components {level} {self.components} {self.centre}"
+            if name not in scene.known:
+                both = (
+                    centred_features(v.embedding, centre=self.centre, level=level) for v in (scene.fixed, scene.moving)
+                )
+                scene.known[name] = principal_components(*both, components=self.components)
+            grids = scene.known[name]
             shapes = [tuple(grid.shape[1:]) for grid in grids]
             fixed_matrix, matrix = (
                 view.embedding.to_grid(shape) for view, shape in zip((scene.fixed, scene.moving), shapes, strict=True)
             )
             cells = transform_points(fixed_matrix, points)
-            few = _no_denser_than_cells(cells)
+            few = _enough(cells, self.places)
             pairs.append((sample(grids[0], cells[few], padding="border"), grids[1], matrix, few))
 
         def loss(moved: Tensor) -> Tensor:

@@ -28,8 +28,9 @@ from torch import Tensor
 from .atomic import write_text_atomically
 from .errors import InputError
 from .fields import write_field
-from .images import JPEG, TIFF, lps_flip, nifti_image
+from .images import nifti_image
 from .prompts import Prompts
+from .readers import JPEG, TIFF, lps_flip
 from .registration import ImageInfo, RegionPairs, Registration
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "SimpleITK", "segment-anything")  # whose versions a run records
@@ -178,7 +179,7 @@ def write_image(array: Tensor, info: ImageInfo, path: str | Path, *, source: Ten
     values = values[0] if values.ndim == len(info.spacing) + 1 and len(values) == 1 else values
     colour = values.ndim == len(info.spacing) + 1
     if not np.issubdtype(values.dtype, np.floating):
-        values = values.astype(np.uint8 if values.max(initial=0) <= 255 else np.uint16)
+        values = values.astype(_integer(values))
     if info.kind == "picture":
         depth: Depth = np.uint8 if colour else _depth(source) if source is not None else _range_depth(values)
         if depth is not np.float32:
@@ -217,6 +218,13 @@ def _depth(source: Tensor) -> Depth:
     """Smallest of uint8, uint16 and float32 that holds the values of a stored image."""
     whole = source.amin() >= 0 and source.amax() <= 65535 and bool((source == source.round()).all())
     return _range_depth(source.cpu().numpy()) if whole else np.float32
+
+
+def _integer(values: np.ndarray) -> type[np.integer]:
+    """Smallest of the integer types that all our formats have that holds the values."""
+    low, high = values.min(initial=0), values.max(initial=0)
+    types: list[type[np.integer]] = [np.uint8, np.uint16, np.int16, np.int32]
+    return next((t for t in types if np.iinfo(t).min <= low and high <= np.iinfo(t).max), np.int64)
 
 
 def _range_depth(values: np.ndarray) -> Depth:

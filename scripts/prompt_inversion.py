@@ -177,10 +177,16 @@ def clamp_to_image(prompts: Prompts, shape: tuple[int, ...]) -> Prompts:
 
 
 def evaluate(
-    segmenter: Segmenter, embedding: Embedding, features: Tensor, prompts: Prompts, targets: Tensor
+    segmenter: Segmenter,
+    embedding: Embedding,
+    features: Tensor,
+    prompts: Prompts,
+    targets: Tensor,
+    *,
+    draft: bool = False,
 ) -> Inverse:
-    """Segment an image at N prompts and compare the regions' prototypes with N targets `[N, C]`."""
-    decoded = segmenter.decode(embedding, prompts)
+    """Segment an image at N prompts, or draft it, and compare the regions' prototypes with N targets `[N, C]`."""
+    decoded = (segmenter.draft if draft else segmenter.decode)(embedding, prompts)
     probability = decoded.logits.sigmoid()
     found = prototype(features, region_weights(embedding, probability))
     return Inverse(prompts, probability, decoded.quality.clamp(0, 1), F.cosine_similarity(found, targets, dim=1))
@@ -211,11 +217,14 @@ def invert_prompts(
     Returns:
         K prompts with their regions.
     """
-    candidates = evaluate(segmenter, fixed, features, starts, targets[index])
+    candidates = evaluate(segmenter, fixed, features, starts, targets[index], draft=True)
     scores = score(index, candidates)
     everyone = torch.arange(len(targets), device=index.device)
     first = torch.stack([torch.where(index == k, scores, -1.0).argmax() for k in everyone])
     best, best_scores = candidates[first], scores[first]
+    if segmenter.spec.drafts:
+        best = evaluate(segmenter, fixed, features, best.prompts, targets)
+        best_scores = score(everyone, best)
     for _ in range(how.steps):
         doubtful = (best_scores < how.step_below).nonzero().flatten() if how.step_below < 1 else everyone
         if not len(doubtful):

@@ -146,7 +146,7 @@ def stable_boxes(
         Prompts(torch.stack([centres - half, centres + half], dim=1)).to(device), embedding.image_shape
     )
 
-    first = embedding.to_image(segmenter.decode(embedding, boxes).logits) > 0
+    first = embedding.to_image(segmenter.draft(embedding, boxes).logits) > 0
     again = boxes_of(first, boxes, how.margin, embedding.image_shape)
     decoded = segmenter.decode(embedding, again)
     second = embedding.to_image(decoded.logits) > 0

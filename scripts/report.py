@@ -22,8 +22,8 @@ from .drawing import GREY, colour_of, percentiles
 from .figures import comparison_figures, deformation_figure, prompts_figure
 from .planes import planes_of_pair
 from .registration import ImageInfo, RegionPairs, Registration
+from .scroller import slice_frames, slices_of
 from .sections import section_areas, sections_figure
-from .slices import slice_frames, slices_of
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 FEW_PAIRS = 3  # fewer cannot fix even an affine map of a plane

@@ -45,12 +45,14 @@ class Scene:
         fixed, moving: the two views.
         confidence: `[K]` in [0, 1], how far each pair is trusted.
         to_moving: `[D+1, D+1]` from fixed to moving voxels before the fit; None for the identity.
+        known: what terms work out of the embeddings once for all levels and fits, by name.
     """
 
     fixed: View
     moving: View
     confidence: Tensor = field(default_factory=lambda: torch.zeros(0))
     to_moving: Tensor | None = None
+    known: dict[str, list[Tensor]] = field(default_factory=dict, compare=False)
 
     def coverage(self, points: Tensor) -> Callable[[Tensor], Tensor]:
         """Which places count: inside the moving image, and where both images show something.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .drawing import FIGURE_WIDTH, colour_of
 from .registration import RegionPairs, Registration
-from .slices import slices_of
+from .scroller import slices_of
 
 COLUMNS, HEIGHT = 4, 1.75  # most plots in a row, and inches of one
 BACK, LINES = "#2b333c", "#48525d"  # dark, as the images are on which the pairs' colours are told apart

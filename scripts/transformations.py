@@ -221,7 +221,7 @@ class Dense(FreeForm):
 class StationaryVelocity(FreeForm):
     """Exponential of a stationary velocity field: a diffeomorphism whose inverse is the exponential of its negative."""
 
-    samples: ClassVar = {2: 16, 3: 4}  # per control interval, by dimensions
+    samples: ClassVar = {2: 16, 3: 2}  # per control interval, by dimensions
 
     def _exponential(self, velocity: Tensor) -> Tensor:
         # So many steps that each moves by half a voxel at most; the first by the midpoint rule.

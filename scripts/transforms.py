@@ -17,7 +17,8 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from .errors import InputError
-from .images import read_image, read_label
+from .images import frame_option, read_image, read_label
+from .memory import check_memory
 from .outputs import plain, prompts_record
 from .prompts import GivenPrompt, given_prompts, read_given
 from .request import PairRequest
@@ -27,21 +28,27 @@ class ReadPaird(MapTransform):
     """Read and check a pair of images and the prompts on the moving one.
 
     Reads from the dictionary, beside the two image keys (fixed first): "prompts" (see `prompts.read_given`),
-    "prompt_space" ("voxel" or "world"), "moving_label" (path) and, as MONAI Label's clients send them, "foreground"
-    and "background" (lists of voxels; they form one prompt).
+    "prompt_space" ("voxel" or "world"), "moving_label" (path), "fixed_frame" and "moving_frame" (0-based, for files
+    with several frames) and, as MONAI Label's clients send them, "foreground" and "background" (lists of voxels; they
+    form one prompt).
 
     Args:
         keys: keys of the fixed and of the moving image's path.
         names: what the user calls these two inputs, for error messages.
+        memory: bytes that a registration may take; None: what the machine has.
 
     Raises:
         InputError: whatever is wrong with the images or prompts, before any heavy work.
     """
 
     def __init__(
-        self, keys: KeysCollection = ("image", "moving"), names: Sequence[str] = ("fixed_image", "moving_image")
+        self,
+        keys: KeysCollection = ("image", "moving"),
+        names: Sequence[str] = ("fixed_image", "moving_image"),
+        memory: float | None = None,
     ) -> None:
         super().__init__(keys)
+        self.memory = memory
         self.fixed_key, self.moving_key = self.keys
         self.names = tuple(names)
 
@@ -49,13 +56,19 @@ class ReadPaird(MapTransform):
         for key, name in zip(self.keys, self.names, strict=True):
             if not data.get(key):
                 raise InputError(f"{name}: none given; expected the path of an image")
-        fixed, fixed_info = read_image(data[self.fixed_key], name=self.names[0])
-        moving, moving_info = read_image(data[self.moving_key], name=self.names[1])
+        (fixed, fixed_info), (moving, moving_info) = (
+            read_image(data[key], name=name, frame=data.get(frame_option(name)))
+            for key, name in zip(self.keys, self.names, strict=True)
+        )
         if fixed.ndim != moving.ndim:
             raise InputError(
                 f"{self.names[1]}: {moving_info.path} has {moving.ndim - 1} axes but {self.names[0]} has "
                 f"{fixed.ndim - 1}; both must be 2-D or both 3-D"
             )
+        try:
+            check_memory(fixed.shape, moving.shape, limit=self.memory)
+        except InputError as error:
+            raise InputError(f"{self.names[0]} and {self.names[1]}: to register images {error}") from error
         shape = tuple(moving.shape[1:])
         label = data.get("moving_label")
         request = PairRequest(

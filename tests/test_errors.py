@@ -17,6 +17,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
+from test_dicom import two_series, write_stack
 
 from scripts.correspond import Method
 from scripts.errors import InputError
@@ -54,6 +55,13 @@ def cut(path: Path) -> Path:
     return written(path, content[: len(content) // 2])
 
 
+def giant(path: Path) -> Path:
+    """The header of a volume that no memory holds."""
+    header = nib.Nifti1Header()
+    header.set_data_shape((30000,) * 3)
+    return written(path, header.binaryblock + bytes(4))
+
+
 def with_value(value: float) -> np.ndarray:
     array = NOISE.astype(np.float32)
     array[3, 4] = value
@@ -70,7 +78,10 @@ CASES: dict[str, Case] = {
     # images
     "no image": (lambda _: {"moving_image": ""}, r"moving_image: none given; expected the path of an image"),
     "missing file": (lambda d: {"fixed_image": d / "no.png"}, r"fixed_image: .*no\.png: no such file; give the path"),
-    "no DICOM": (lambda d: {"moving_image": folder(d / "dcm")}, r"moving_image: .*0 DICOM series; give .*exactly one"),
+    "no DICOM": (
+        lambda d: {"moving_image": folder(d / "dcm")},
+        r"moving_image: .*holds no DICOM images.*give a folder",
+    ),
     "text as PNG": (lambda d: {"fixed_image": written(d / "t.png", "hello")}, r"fixed_image: .*t\.png: cannot be read"),
     "half a PNG": (lambda d: {"fixed_image": cut(png(d / "h.png"))}, r"fixed_image: .*h\.png: cannot be read .*whole"),
     "half a NIfTI": (
@@ -94,7 +105,31 @@ CASES: dict[str, Case] = {
     ),
     "4-D": (
         lambda d: {"moving_image": nifti(d / "f.nii", np.stack([VOLUME] * 3, axis=-1))},
-        r"moving_image: .*has 4 axes.*choose a frame",
+        r"moving_image: .*holds 3 frames; choose one with --moving_frame \(0 to 2\)",
+    ),
+    "frame that is not there": (
+        lambda d: {"moving_image": nifti(d / "f.nii", np.stack([VOLUME] * 3, axis=-1)), "moving_frame": 3},
+        r"moving_image: .*moving_frame is 3, but the file holds 3 frames, 0 to 2; give one",
+    ),
+    "frame of a picture": (
+        lambda _: {"fixed_frame": 1},
+        r"fixed_image: .*fixed_frame is 1, but the file holds one frame, 0; give",
+    ),
+    "two DICOM series": (
+        lambda d: {"fixed_image": two_series(d / "dcm")},
+        r"fixed_image: .*holds 2 DICOM series: .*4 files.*'localizer' \(1 files.*give a folder with exactly one",
+    ),
+    "a DICOM slice missing": (
+        lambda d: {"moving_image": write_stack(d / "dcm", (6, 9, 15, 18))},
+        r"moving_image: .*at 9 and 15 mm along the stack.*is a slice missing",
+    ),
+    "beyond memory": (
+        lambda d: {"moving_image": giant(d / "g.nii")},
+        r"moving_image: .*30000x30000x30000 voxels about .* GB of memory are needed.*crop or resample",
+    ),
+    "a limit of memory": (
+        lambda _: {"preprocessing::transforms::0::memory": 1000},
+        r"fixed_image and moving_image: to register images of 32x40 and 32x40 voxels about .*crop or resample",
     ),
     "2-D with 3-D": (
         lambda d: {"moving_image": nifti(d / "v.nii", VOLUME)},

@@ -98,7 +98,10 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "small picture": (lambda d: save_picture(d / "a.png", TALL), r"too small or empty, shape \(20, 3\)"),
     "small volume": (lambda d: save_nifti(d / "a.nii", VOLUME[:4]), r"at least \(8, 8, 2\)"),
     "empty volume": (lambda d: save_nifti(d / "a.nii", VOLUME[:0]), "too small or empty"),
-    "series": (lambda d: save_nifti(d / "a.nii", np.stack([VOLUME] * 2, -1)), "choose a frame and save it as a 3-D"),
+    "series": (
+        lambda d: save_nifti(d / "a.nii", np.stack([VOLUME] * 2, -1)),
+        r"holds 2 frames; choose one with --fixed_frame \(0 to 1\)",
+    ),
     "constant": (lambda d: save_picture(d / "a.png", np.full((9, 9), 7, np.uint8)), "constant, every value is 7"),
     "nan": (lambda d: save_nifti(d / "a.nii", with_value(np.nan)), "1 NaN or infinite"),
     "infinite": (lambda d: save_nifti(d / "a.nii", with_value(np.inf)), "1 NaN or infinite"),
@@ -108,9 +111,9 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "sagittal slice": (lambda d: save_nifti(d / "a.nii", VOLUME[..., :1], AFFINE[[2, 0, 1, 3]]), "not axial"),
     "pages": (
         lambda d: save_picture(d / "a.tif", save_all=True, append_images=[Image.fromarray(PICTURE)]),
-        "has 2 pages",
+        r"holds 2 pages; choose one with --fixed_frame \(0 to 1\)",
     ),
-    "folder": (lambda d: d, "holds 0 DICOM series"),
+    "folder": (lambda d: d, "holds no DICOM images"),
 }
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from scripts.errors import InputError
 from scripts.geometry import identity_points, sample, transform_points
-from scripts.images import lps_flip
 from scripts.methods.ants import Ants
 from scripts.methods.demons import Demons
 from scripts.methods.elastix import Elastix
@@ -36,6 +35,7 @@ from scripts.methods.itk_space import (
 from scripts.methods.niftyreg import NiftyReg
 from scripts.methods.protocol import Mapped, RegistrationMethod
 from scripts.methods.sift import SiftAffine
+from scripts.readers import lps_flip
 from scripts.registration import ImageInfo
 from scripts.request import PairRequest
 

@@ -103,9 +103,20 @@ def test_few_slices_are_asked() -> None:
     segmenter = SliceWiseSegmenter(metered, SliceWise(asked=3), AXIAL)
     volume = ball()
     embedding = segmenter.encode([volume], [AFFINES["ras"]])[0]
-    assert metered.counts["encodes"] == 16
+    assert metered.counts["encodes"] == 1 + 16  # one to know how dense features lie
     segmenter.decode(embedding, box_of(volume[0]))
     assert metered.counts["decodes"] <= 3
+
+
+def test_thin_slices_are_left_out() -> None:
+    """Features lie 2 mm apart within a slice, so of slices 1 mm thick every second is encoded; the ball is the same."""
+    fine = disc((48, 40, 33), (26.0, 18.0, 16.0), 10.0)
+    volume, metered = (0.1 + 0.8 * fine)[None], Metered(DiscSegmenter(2, 48))
+    segmenter = SliceWiseSegmenter(metered, SliceWise(asked=16), AXIAL)
+    embedding = segmenter.encode([volume], [torch.eye(4)])[0]
+    assert metered.counts["encodes"] == 1 + 17 and embedding.features.shape[-1] == 17
+    region = embedding.to_image(segmenter.decode(embedding, box_of(fine)).logits)[0] > 0
+    assert dice(region, fine > 0.5) > 0.9
 
 
 def test_a_volume_is_encoded_once() -> None:
@@ -114,7 +125,7 @@ def test_a_volume_is_encoded_once() -> None:
     metered = Metered(inner)
     segmenter = SliceWiseSegmenter(metered, SliceWise(), AXIAL)
     first = segmenter.encode([ball()], [AFFINES["ras"]])[0]
-    assert segmenter.encode([ball()], [AFFINES["ras"]])[0] is first and metered.counts["encodes"] == 16
+    assert segmenter.encode([ball()], [AFFINES["ras"]])[0] is first and metered.counts["encodes"] == 17
     assert segmenter.encode([ball()], [AFFINES["lps"]])[0] is not first
 
 
@@ -149,7 +160,7 @@ def test_slices_lie_across_the_coarsest_axis() -> None:
 
 
 def test_wrong_settings() -> None:
-    for options in ({"plane": "oblique"}, {"storage": "int8"}, {"asked": 0}):
+    for options in ({"plane": "oblique"}, {"storage": "int8"}, {"asked": 0}, {"step": 0}):
         with pytest.raises(ValueError, match="slices: "):
             SliceWise(**options)  # type: ignore[arg-type]
 

@@ -18,9 +18,9 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
+from ..atomic import written_atomically
 from ..errors import InputError
 from .builder import Card, DataSet, Entry, Request, cycle, entry, existing, first_folder
-from .files import nifti_written
 
 SERIES = {
     "t2": ("T2SPIR/DICOM_anon", "T2SPIR/Ground"),
@@ -67,7 +67,7 @@ def _converted(card: Card, subject: Path, series: str, output_dir: Path) -> tupl
     label.CopyInformation(image)
     targets = [output_dir / f"{series}_{subject.name}_{kind}.nii.gz" for kind in ("image", "label")]
     for volume, target in zip((image, label), targets, strict=True):
-        with nifti_written(target) as unfinished:
+        with written_atomically(target) as unfinished:
             sitk.WriteImage(volume, str(unfinished))
     return targets[0], targets[1]
 

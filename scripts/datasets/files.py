@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from ..atomic import write_text_atomically, written_atomically
+from ..atomic import write_text_atomically
 from ..errors import InputError
 
 
@@ -65,18 +63,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds no JSON object; give the official file")
     return content
-
-
-@contextmanager
-def nifti_written(target: Path) -> Iterator[Path]:
-    """A name to write to, ending in .nii.gz because writers go by that; it becomes `target` if all goes well."""
-    with written_atomically(target) as unfinished:
-        packed = unfinished.with_name(f"{unfinished.name}.nii.gz")
-        try:
-            yield packed
-            packed.replace(unfinished)
-        finally:
-            packed.unlink(missing_ok=True)
 
 
 def write_landmarks(path: Path, points: np.ndarray) -> Path:

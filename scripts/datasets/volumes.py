@@ -18,9 +18,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from ..atomic import written_atomically
 from ..errors import InputError
 from .builder import Card, DataSet, Entry, Request, chosen, cycle, entry, existing, first_folder
-from .files import nifti_written, read_json
+from .files import read_json
 
 
 def _acdc(card: Card, request: Request) -> tuple[list[Entry], str]:
@@ -60,7 +61,7 @@ def _true_spacing(path: Path, output_dir: Path) -> Path:
     affine = image.affine.copy()
     affine[:3, :3] *= sizes / columns
     target = output_dir / path.name
-    with nifti_written(target) as unfinished:
+    with written_atomically(target) as unfinished:
         nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj), affine), unfinished)
     return target
 

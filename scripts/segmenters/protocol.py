@@ -39,6 +39,7 @@ class SegmenterSpec:
         trained_with: prompt types it was trained with; others are promoted to one of these.
         differentiable: whether logits can be differentiated by prompt coordinates in forward mode.
         decoder_levels: which feature grids decoding reads (see `Embedding.levels`).
+        drafts: whether a draft is cheaper than a mask.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SegmenterSpec:
     trained_with: frozenset[str]
     differentiable: bool
     decoder_levels: tuple[int, ...] = (-1,)
+    drafts: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ class Segmenter(Protocol):
 
     def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded: ...
 
+    def draft(self, embedding: Embedding, prompts: Prompts) -> Decoded: ...
+
     def decode_jacobian(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]: ...
 
 
@@ -175,6 +179,9 @@ class Metered:
     def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
         self.counts["decodes"] += len(prompts)
         return self._segmenter.decode(embedding, prompts)
+
+    def draft(self, embedding: Embedding, prompts: Prompts) -> Decoded:
+        return self.decode(embedding, prompts)
 
     def decode_jacobian(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
         passes = prompts.coordinates[0].numel() * (1 if self.spec.differentiable else 2)
@@ -295,6 +302,10 @@ class PromptableSegmenter(nn.Module, ABC):
         with self._autocast():
             parts = [self._decode(embedding, inside[n : n + self.chunk]) for n in range(0, len(inside), self.chunk)]
         return Decoded(torch.cat([p.logits.float() for p in parts]), torch.cat([p.quality.float() for p in parts]))
+
+    def draft(self, embedding: Embedding, prompts: Prompts) -> Decoded:
+        """What to choose among prompts by, before the chosen ones are decoded: here the masks themselves."""
+        return self.decode(embedding, prompts)
 
     @torch.no_grad()
     def decode_jacobian(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:

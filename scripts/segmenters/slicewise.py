@@ -1,9 +1,10 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """A 2-D model on volumes, slice by slice (the paper's way), behind the same protocol as a 3-D model.
 
-Every slice is encoded once; the feature grids of all slices, stacked, are the volume's. A prompt is asked in the slice
-through its middle; the mask's box is the prompt of the next slice, and so on until the region ends. Few slices are
-asked, however thick the region: between them logits are interpolated, which also keeps the region smooth across slices.
+Slices are encoded once, where they are thin no more densely than features lie within them; the feature grids, stacked,
+are the volume's. A prompt is asked in the slice through its middle; the mask's box is the prompt of the next slice, and
+so on until the region ends. Few slices are asked, however thick the region: between them logits are interpolated, which
+also keeps the region smooth across slices.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class SliceWise:
 
     Attributes:
         plane: "axial", "coronal", "sagittal", or "auto" (across the coarsest axis of both volumes).
+        step: every how many slices one is encoded; None: no denser than the model's feature cells within a slice.
         asked: slices of a region that are asked at most; the others are interpolated.
         margin: a mask's box, so much larger, is the prompt of the next slice.
         overlap: a region has ended where its mask and the last one overlap less (intersection over union).
@@ -42,6 +44,7 @@ class SliceWise:
     """
 
     plane: str = "auto"
+    step: int | None = None
     asked: int = 3
     margin: float = 1.1
     overlap: float = 0.2
@@ -55,6 +58,8 @@ class SliceWise:
             raise InputError(f"slices: plane is '{self.plane}', expected 'auto', 'axial', 'coronal' or 'sagittal'")
         if self.storage not in ("bfloat16", "float16", "float32"):
             raise InputError(f"slices: storage is '{self.storage}', expected 'bfloat16', 'float16' or 'float32'")
+        if self.step is not None and (not isinstance(self.step, int) or self.step < 1):
+            raise InputError(f"slices: step is {self.step!r}, expected a whole number from 1 on, or null")
         if not isinstance(self.asked, int) or self.asked < 1:
             raise InputError(f"slices: asked is {self.asked!r}, expected a whole number from 1 on")
 
@@ -70,7 +75,7 @@ class SliceWiseSegmenter:
 
     def __init__(self, segmenter: Segmenter, how: SliceWise, normal: int) -> None:
         self.segmenter, self.how, self.normal = segmenter, how, normal
-        self.spec, self.cache = replace(segmenter.spec, dims=3), segmenter.cache
+        self.spec, self.cache = replace(segmenter.spec, dims=3, drafts=True), segmenter.cache
 
     def describe(self) -> dict[str, Any]:
         """What a run records of the model, JSON-able."""
@@ -97,36 +102,43 @@ class SliceWiseSegmenter:
 
     def _embed(self, image: Tensor, affine: Tensor) -> Embedding:
         view = SliceView.of(affine, self.normal)
-        spacing = tuple(affine[:-1, :-1].norm(dim=0).tolist())
+        spacing = [float(size) for size in affine[:-1, :-1].norm(dim=0)]
+        rows, columns, across = (spacing[axis] for axis in view.order)
         shown = view.apply(self._clipped(image))
         # Pixels as near to squares as the model knows them.
-        fine = min(spacing[axis] for axis in view.order[:2])
-        square = tuple(
-            max(1, round(n * spacing[axis] / fine)) for n, axis in zip(shown.shape[1:3], view.order[:2], strict=True)
-        )
+        fine = min(rows, columns)
+        square = (max(1, round(shown.shape[1] * rows / fine)), max(1, round(shown.shape[2] * columns / fine)))
+
+        def embed(slices: Tensor) -> list[Embedding]:
+            pictures = [p if square == p.shape[1:] else resize_by_area(p, square) for p in slices.unbind(3)]
+            return self.segmenter.embed(pictures)
+
+        first = embed(shown[..., :1])[0]
+        step = self._step(max(square) * fine / max(first.features.shape[1:]) / across)
+        offset = (shown.shape[3] - 1) % step // 2
+        taken = shown[..., offset::step]
         dtype = getattr(torch, self.how.storage)
         levels: list[tuple[Tensor, ...]] = []
-        embedding = None
-        for some in shown.split(8, dim=3):  # what encoding leaves behind is larger than what is kept
-            pictures = [
-                picture if square == picture.shape[1:] else resize_by_area(picture, square)
-                for picture in some.unbind(3)
-            ]
-            for embedding in self.segmenter.embed(pictures):
+        for some in taken.split(8, dim=3):  # what encoding leaves behind is larger than what is kept
+            for embedding in embed(some):
                 levels.append(tuple(embedding.levels[level].to(dtype) for level in self.spec.decoder_levels))
-        assert embedding is not None  # a volume has slices
         to_model = torch.eye(4, device=image.device)
-        to_model[:2, :2], to_model[:2, 3] = embedding.to_model[:2, :2], embedding.to_model[:2, 2]
+        to_model[:2, :2], to_model[:2, 3] = first.to_model[:2, :2], first.to_model[:2, 2]
         stretch = scaling_about_corner(shown.shape[1:], (*square, shown.shape[3]), device=image.device)
+        stretch[2, 2], stretch[2, 3] = 1 / step, -offset / step
         return Embedding(
             levels=tuple(torch.stack(level, dim=-1) for level in zip(*levels, strict=True)),
             image_shape=tuple(image.shape[1:]),
             to_model=to_model @ stretch @ view.matrix(image.shape[1:]).to(image.device),
-            valid=(*embedding.valid, shown.shape[3]),
-            input_size=(*embedding.input_size, shown.shape[3]),
+            valid=(*first.valid, taken.shape[3]),
+            input_size=(*first.input_size, taken.shape[3]),
             affine=affine,
             plane=view.order[:2],
         )
+
+    def _step(self, cells: float) -> int:
+        """Slices to go on by, where a feature cell is as long as so many slices are thick."""
+        return max(1, int(cells + 0.01)) if self.how.step is None else self.how.step
 
     def _clipped(self, image: Tensor) -> Tensor:
         few = image.flatten(1)[:, :: max(1, image[0].numel() // 1_000_000)].double()
@@ -155,6 +167,15 @@ class SliceWiseSegmenter:
                 active = [g for g, at, _ in steps if g.goes_on(at, direction, embedding, self.how)]
         logits = torch.stack([g.filled() for g in growing])
         return Decoded(logits, torch.stack([torch.stack(list(g.quality.values())).mean() for g in growing]))
+
+    @torch.no_grad()
+    def draft(self, embedding: Embedding, prompts: Prompts) -> Decoded:
+        """The mask of the slice through the middle of each prompt, in all slices that a box spans."""
+        asked = on_model(prompts, embedding)
+        growing = [_Growing(asked[[n]], embedding.input_size[2], self.how.asked) for n in range(len(asked))]
+        self._ask(embedding, [(g, g.centre, g.first_prompt()) for g in growing])
+        logits = torch.stack([g.extruded() for g in growing])
+        return Decoded(logits, torch.stack([g.quality[g.centre] for g in growing]))
 
     def _ask(self, embedding: Embedding, questions: list[tuple[_Growing, int, Prompts]]) -> None:
         """Ask each region for its mask in one slice; what shares a slice is asked at once."""
@@ -272,6 +293,15 @@ class _Growing:
         if not same:
             self.ended.add(at)
         return bool(same)
+
+    def extruded(self) -> Tensor:
+        """Logits `[m, m, slices]`: those of the middle in every slice of a box."""
+        logits = torch.full(
+            (*self.logits[self.centre].shape, self.slices), NOTHING, device=self.prompt.coordinates.device
+        )
+        spans = slice(self.first, self.last + 1) if self.prompt.labels is None else [self.centre]
+        logits[..., spans] = self.logits[self.centre][..., None]
+        return logits
 
     def filled(self) -> Tensor:
         """Logits `[m, m, slices]`: those asked, between them interpolated, beyond them nothing."""

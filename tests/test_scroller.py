@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import slices
+from scripts import scroller
 from scripts.drawing import draw_prompt, panels
 from scripts.geometry import identity_points
 from scripts.prompts import Prompts
 from scripts.registration import ImageInfo, RegionPairs, Registration
 from scripts.report import write_report
+from scripts.scroller import slice_frames, slices_of, thinned, through_plane_axis
 from scripts.sections import section_areas, sections_figure
-from scripts.slices import slice_frames, slices_of, thinned, through_plane_axis
 
 RADIUS, CENTRE = 12.0, torch.tensor([20.0, 22.0, 9.0])  # mm, voxels
 SPACING = torch.tensor([1.0, 1.5, 2.0])
@@ -117,7 +117,7 @@ def test_scroller_has_a_frame_for_every_slice_and_names_its_place(tmp_path: Path
 
 
 def test_scroller_of_a_long_volume_is_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "thinned", lambda count: thinned(count, 4))
+    monkeypatch.setattr(scroller, "thinned", lambda count: thinned(count, 4))
     write_report(planted(), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'data-label="Slice (\d+) · ([\d.]+) mm"', page) == [
