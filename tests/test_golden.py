@@ -226,3 +226,17 @@ def test_canonical_axes() -> None:
     upright, spacing, turn = canonical(volume, torch.diag(torch.tensor([-2.0, 1.0, 3.0, 1.0])))
     assert torch.equal(upright, volume.flip(1)) and spacing == (2, 1, 3)
     assert torch.equal(transform_points(turn, torch.tensor([0.0, 1, 2])), torch.tensor([1.0, 1, 2]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 0.3), ("float16", 0.05)])
+def test_half_precision(name: str, precision: str, tolerance: float, files: dict[str, Path]) -> None:
+    """Relative to the logits' deviation; prompts stay in full precision."""
+    clicks = prompts_of(name)["five clicks"]
+    full, half = (MODELS[name](files[name], variant=SIZES[name], precision=p) for p in ("float32", precision))
+    image = torch.zeros(1, *full.spec.input_size)
+    image.view(-1)[::7] = 200.0
+    there, here = (model.encode([image])[0] for model in (full, half))
+    expected, found = full.decode(there, clicks).logits, half.decode(here, clicks).logits
+    assert (found - expected).abs().max() < tolerance * expected.std()
+    assert half.decode_jacobian(here, clicks)[1].isfinite().all()

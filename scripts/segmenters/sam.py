@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,6 +58,7 @@ class SAM(SamHeads):
         self.variant, self.config = self.sizes_of(variant)
         self.intensity = check_rule(intensity)
         self.choose_outputs(masks)
+        self.masks = masks
         self.spec = SegmenterSpec(
             name=f"{self.family} {self.variant}",
             dims=self.config.dims,
@@ -98,6 +100,10 @@ class SAM(SamHeads):
         small = F.interpolate(picture[None], valid, mode="bilinear", antialias=True)[0]
         inputs = F.pad(standardised(small), (0, size - valid[1], 0, size - valid[0]))
         return inputs, scaling_about_corner(image.shape[1:], valid, device=image.device), valid
+
+    def describe(self) -> dict[str, Any]:
+        """See `PromptableSegmenter.describe`."""
+        return {**super().describe(), "masks": self.masks, "intensity": self.intensity}
 
     def _encode(self, inputs: Tensor) -> list[Tensor]:
         return self.image_encoder(inputs)
