@@ -152,7 +152,7 @@ def test_volumes_slice_by_slice(name: str, files: dict[str, Path]) -> None:
     affine = torch.diag(torch.tensor([-1.0, 1.0, 4.0, 1.0]))
     slices = SliceWiseSegmenter(model, SliceWise(clip=(0, 100), storage="float32"), normal=2)
     embedding = slices.encode([volume[None]], [affine])[0]
-    assert embedding.inside((128, 128, 5)).sum() == torch.tensor(embedding.valid).prod()
+    assert embedding.inside(embedding.input_size).sum() == torch.tensor(embedding.valid).prod()
     box = Prompts(torch.tensor([[[10.0, 20.0, 2.0], [40.0, 60.0, 2.0]]]))
     decoded = slices.decode(embedding, box)
     alone = model.encode([volume[None, :, :, 2].clamp(volume.min(), volume.max())])[0]
