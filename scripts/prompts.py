@@ -8,7 +8,7 @@ order. Several prompts of one kind are kept together in `Prompts`, which every s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ class Prompts:
     Attributes:
         coordinates: `[N, P, D]` voxels: P labelled points, or P = 2 for the first and last corner of boxes.
         labels: `[N, P]` int, 1 = inside the structure, 0 = outside, -1 = padding; None for boxes.
+        masks: `[N, *mask]` logits over the model's input, as `decode` returned them, for models that refine a mask.
     """
 
     coordinates: Tensor
     labels: Tensor | None = None
+    masks: Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -41,7 +43,7 @@ class Prompts:
         return len(self.coordinates)
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Prompts:
-        return Prompts(self.coordinates[index], None if self.labels is None else self.labels[index])
+        return self._each(lambda values: values[index])
 
     def at(self, coordinates: Tensor) -> Prompts:
         """The same prompts at other coordinates `[N, P, D]`."""
@@ -49,12 +51,15 @@ class Prompts:
 
     def to(self, device: torch.device | str) -> Prompts:
         """The same prompts on a device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return Prompts(self.coordinates.to(device), labels)
+        return self._each(lambda values: values.to(device))
 
     def transformed(self, matrix: Tensor) -> Prompts:
         """The same prompts in the coordinates that a homogeneous matrix `[D+1, D+1]` leads to."""
         return self.at(transform_points(matrix, self.coordinates.movedim(-1, 0)).movedim(0, -1))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Prompts:
+        labels, masks = (None if part is None else change(part) for part in (self.labels, self.masks))
+        return Prompts(change(self.coordinates), labels, masks)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,11 @@
 """Promptable segmentation models: a protocol and one adapter per family."""
 
 from .lite_medsam import LiteMedSAM
+from .med_sam import MedSAM
 from .protocol import PromptableSegmenter, SegmenterSpec
+from .sam import SAM
+from .sam_hq import SAMHQ
+from .sam_med2d import SAMMed2D
+from .sam_med3d import SAMMed3D
 
-__all__ = ["LiteMedSAM", "PromptableSegmenter", "SegmenterSpec"]
+__all__ = ["SAM", "SAMHQ", "LiteMedSAM", "MedSAM", "PromptableSegmenter", "SAMMed2D", "SAMMed3D", "SegmenterSpec"]

@@ -60,7 +60,8 @@ class Embedding:
         levels: feature grids `[C, *g]`, shallow to deep; the last is the one the mask decoder attends to.
         image_shape: size of the image it was made from.
         to_model: matrix from image voxels to voxels of the model input.
-        valid: size of the part of the model input that shows the image (the rest is padding at the far ends).
+        valid: size of the part of the model input that shows the image (the rest is padding); it begins where
+            `to_model` leads the image's edges.
         input_size: size of the model input.
         affine: `[D+1, D+1]` from image voxels to RAS mm; identity for pictures.
         plane: image axes in which the model sees the image at once.
@@ -101,10 +102,15 @@ class Embedding:
     def inside(self, shape: tuple[int, ...]) -> Tensor:
         """`[*shape]` bool: which voxels of a grid over the model input show the image rather than padding."""
         inside = torch.ones(shape, dtype=torch.bool, device=self.to_model.device)
+        size_of_image = torch.tensor(self.image_shape, device=inside.device)
+        edges = torch.stack([torch.full_like(size_of_image, -0.5, dtype=torch.float32), size_of_image - 0.5], dim=1)
+        first = transform_points(self.to_model, edges).amin(1) + 0.5  # volumes may be turned and flipped for the model
         for axis, (size, valid, full) in enumerate(zip(shape, self.valid, self.input_size, strict=True)):
-            centres = (torch.arange(size, device=inside.device) + 0.5) * full / size
-            centres[0] = 0  # the first voxel always shows some of the image
-            inside &= (centres < valid).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+            centres = (torch.arange(size, device=inside.device) + 0.5) * full / size - first[axis].round()
+            nearest = centres - valid / 2  # from the middle of what is shown
+            shown = (centres >= 0) & (centres < valid)
+            shown[nearest.abs().argmin()] = True  # some voxel shows an image however thin
+            inside &= shown.reshape([-1 if a == axis else 1 for a in range(len(shape))])
         return inside
 
     def to_image(self, maps: Tensor) -> Tensor:
@@ -214,8 +220,8 @@ class PromptableSegmenter(nn.Module, ABC):
             image: `[C, *S]`, raw intensities, C = 1 (grey) or 3 (colour).
 
         Returns:
-            the input `[channels, *input_size]`, the matrix from image voxels to input voxels, the size of the part of
-            the input that is not padding.
+            the input `[channels, *input_size]`, the matrix from image voxels to input voxels (a scale and a shift per
+            axis), the size of the part of the input that is not padding.
         """
 
     @abstractmethod
@@ -275,9 +281,23 @@ class PromptableSegmenter(nn.Module, ABC):
             for n, (image, affine, (_, to_model, valid)) in enumerate(zip(images, affines, prepared, strict=True))
         ]
 
+    def check(self, prompts: Prompts) -> None:
+        """Raise `InputError` for prompts of a type that the model cannot take."""
+        given = {prompts.kind, *(() if prompts.masks is None else ("mask",))}
+        if not given <= self.spec.accepts:
+            raise InputError(
+                f"prompts: {self.spec.name} cannot take the type {sorted(given - self.spec.accepts)}; "
+                f"it takes {sorted(self.spec.accepts)}"
+            )
+
     @torch.no_grad()
     def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
-        """Segment the image at N prompts given in its voxels; decoded in chunks with the embedding shared."""
+        """Segment the image at N prompts given in its voxels; decoded in chunks with the embedding shared.
+
+        Raises:
+            InputError: for a type of prompt that the model cannot take.
+        """
+        self.check(prompts)
         inside = prompts.to(self.device).transformed(embedding.to_model)
         with self._autocast():
             parts = [self._decode(embedding, inside[n : n + self.chunk]) for n in range(0, len(inside), self.chunk)]
@@ -297,7 +317,11 @@ class PromptableSegmenter(nn.Module, ABC):
 
         Returns:
             logits `[N, *mask]` and derivatives `[N, P * D, *mask]` per voxel of the image.
+
+        Raises:
+            InputError: for a type of prompt that the model cannot take.
         """
+        self.check(prompts)
         prompts = prompts.to(self.device)
         directions = torch.eye(prompts.coordinates[0].numel(), device=self.device)
         directions = directions.reshape(-1, *prompts.coordinates.shape[1:])

@@ -13,6 +13,7 @@ Plain matrix products only: differentiable in forward mode.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,38 +28,57 @@ class ImageTokens:
     """An image as the decoder's tokens, shared by all prompts.
 
     Attributes:
-        keys: `[P, C]`, P positions; position: `[P, C]` their encoding.
-        size: `(h, w)` with h w = P.
+        keys: `[P, C]`, P positions, or `[N, P, C]` where every prompt has a mask of its own.
+        position: `[P, C]` their encoding.
+        size: of the grid, `(h, w)` with h w = P (volumes: `(h, w, d)`).
     """
 
     keys: Tensor
     position: Tensor
-    size: tuple[int, int]
+    size: tuple[int, ...]
 
 
 def image_tokens(features: Tensor, dense: Tensor, position: Tensor) -> ImageTokens:
     """Tokens of an image.
 
     Args:
-        features: `[C, h, w]`; dense: `[C, h, w]` embedding of the mask prompt, here that of no mask.
+        features: `[C, h, w]` (volumes: one axis more, here and below).
+        dense: `[C, h, w]` embedding of the mask prompt common to all prompts (that of no mask), or `[N, C, h, w]`.
         position: `[C, h, w]` positional encoding.
     """
-    size = (int(features.shape[1]), int(features.shape[2]))
-    return ImageTokens((features + dense).flatten(1).T.contiguous(), position.flatten(1).T.contiguous(), size)
+    size = tuple(features.shape[1:])
+    keys = (features + dense).flatten(-len(size)).transpose(-1, -2).contiguous()
+    return ImageTokens(keys, position.flatten(1).T.contiguous(), size)
 
 
-def decode_masks(decoder: MaskDecoder, image: ImageTokens, sparse: Tensor) -> tuple[Tensor, Tensor]:
-    """First mask and its predicted quality for each prompt, as `MaskDecoder(multimask_output=False)`.
+def decode_masks(
+    decoder: MaskDecoder, image: ImageTokens, sparse: Tensor, outputs: Sequence[int] = (0,)
+) -> tuple[Tensor, Tensor]:
+    """Masks and their predicted quality for each prompt.
 
     Args:
         decoder: SAM's, with weights.
         image: see `image_tokens`.
         sparse: `[N, T', C]` prompt tokens.
+        outputs: which of the decoder's masks: 0 is that of `multimask_output=False`, 1 to 3 those of True.
 
     Returns:
-        logits `[N, 4h, 4w]`, quality `[N]`.
+        logits `[N, M, 4h, 4w]`, quality `[N, M]`.
     """
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    queries, keys = attend(decoder, image, sparse, decoder.mask_tokens.weight)
+    finer = upscaled(decoder, keys)
+    weights = hyper_weights(decoder, queries, outputs)
+    return masks_from(finer, weights, image.size), decoder.iou_prediction_head(queries[:, 0])[:, list(outputs)]
+
+
+def attend(decoder: MaskDecoder, image: ImageTokens, sparse: Tensor, mask_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Output tokens `[N, 1 + M + T', C]` (quality, masks, prompt) and image tokens `[N, P, C]` after the transformer.
+
+    Args:
+        decoder, image, sparse: see `decode_masks`.
+        mask_tokens: `[M, C]` learned tokens, one per mask.
+    """
+    own = torch.cat([decoder.iou_token.weight, mask_tokens])
     prompts = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
     queries, keys = prompts, image.keys
     for block in decoder.transformer.layers:
@@ -66,9 +86,12 @@ def decode_masks(decoder: MaskDecoder, image: ImageTokens, sparse: Tensor) -> tu
     final = decoder.transformer.final_attn_token_to_image
     queries = queries + _tokens_to_image(final, queries + prompts, keys, keys + image.position)
     queries = decoder.transformer.norm_final_attn(queries)
-    weights = decoder.output_hypernetworks_mlps[0](queries[:, 1])
-    logits = _upscaled(decoder, keys.expand(len(sparse), -1, -1), weights, image.size)
-    return logits, decoder.iou_prediction_head(queries[:, 0])[:, 0]
+    return queries, keys.expand(len(sparse), -1, -1)
+
+
+def hyper_weights(decoder: MaskDecoder, queries: Tensor, outputs: Sequence[int]) -> Tensor:
+    """What each mask reads from the upscaled image, `[N, M, c]`, from the output tokens of `attend`."""
+    return torch.stack([decoder.output_hypernetworks_mlps[m](queries[:, 1 + m]) for m in outputs], dim=1)
 
 
 def _block(
@@ -119,23 +142,35 @@ def _image_to_tokens(attention: Attention, placed: Tensor, keys: Tensor, values:
     return weights.transpose(1, 2) @ given + attention.out_proj.bias
 
 
-def _upscaled(decoder: MaskDecoder, keys: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mask logits `[N, 4h, 4w]`: image tokens `[N, P, C]`, four times finer, times each prompt's `[N, c]`.
+def upscaled(decoder: MaskDecoder, keys: Tensor) -> Tensor:
+    """Image tokens `[N, P, C]`, four times finer: `[N, P, 4, 4, c]`, behind a position the two refinements' 2 x 2
+    (volumes: `[N, P, 8, 8, c]`).
 
     A transposed convolution whose stride is its size is a matrix product per position.
     """
     first, norm, activation, second, last = decoder.output_upscaling
 
     def finer(x: Tensor, layer: torch.nn.ConvTranspose2d) -> Tensor:
-        kernel = layer.weight.permute(0, 2, 3, 1)  # [C, 2, 2, c]
-        return (x @ kernel.flatten(1)).unflatten(-1, (4, -1)) + layer.bias
+        kernel = layer.weight.flatten(2).transpose(1, 2)  # [C, 4, c]
+        return (x @ kernel.flatten(1)).unflatten(-1, kernel.shape[1:]) + layer.bias
 
     x = finer(keys, first)  # [N, P, 4, c]
     x = activation(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-    x = last(finer(x, second))  # [N, P, 4, 4, c']
-    masks = (x.flatten(1, 3) @ weights[:, :, None]).unflatten(1, (*size, 2, 2, 2, 2))[..., 0]
+    return last(finer(x, second))
+
+
+def masks_from(finer: Tensor, weights: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Mask logits `[N, M, 4h, 4w]`: the product of `upscaled` `[N, P, 4, 4, c]` and `hyper_weights` `[N, M, c]`."""
+    return as_grid(finer @ weights.transpose(1, 2)[:, None, None], size)
+
+
+def as_grid(finer: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Values `[N, P, 4, 4, c]` in the order of `upscaled` as a grid `[N, c, 4h, 4w]`."""
+    dims = len(size)
+    grid = finer.flatten(1, 3).unflatten(1, (*size, *[2] * (2 * dims)))  # [N, h, w, 2, 2, 2, 2, c]
     # Rows are h, then the first and the second refinement's row.
-    return masks.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 6).flatten(1, 3)
+    order = [place for axis in range(1, 1 + dims) for place in (axis, axis + dims, axis + 2 * dims)]
+    return grid.permute(0, -1, *order).reshape(len(grid), -1, *(4 * n for n in size))
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

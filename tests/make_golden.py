@@ -1,0 +1,144 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Numbers that upstream's own networks compute from `random_weights`, for models whose code is no dependency of ours.
+
+    python tests/make_golden.py NAME SOURCE
+
+writes `tests/golden/NAME.npz`. SOURCE is a folder in which upstream's package can be imported:
+`sam_med2d`: a checkout of OpenGVLab/SAM-Med2D (made with bfd2b93); `sam_hq`: the package segment-anything-hq (made with
+0.3); `sam_med3d`: the package medim (made with 0.1.2), and appdirs, einops, huggingface_hub, which it imports.
+Nothing of upstream is kept but the numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+GOLDEN = Path(__file__).parent / "golden"
+Decode = Callable[..., tuple[Tensor, Tensor]]
+
+
+def encoder_arguments(config: Any) -> dict[str, Any]:
+    return {
+        "img_size": config.size,
+        "patch_size": config.patch,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.heads,
+        "global_attn_indexes": config.global_blocks,
+        "window_size": config.window,
+        "out_chans": config.channels,
+        "mlp_ratio": 4,
+        "qkv_bias": True,
+        "use_rel_pos": True,
+        "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+    }
+
+
+def of_family(name: str, config: Any) -> tuple[nn.Module, dict[str, Any], Decode]:
+    """Upstream's three modules, a decode's further arguments, and the decoder's call."""
+    if name == "sam_med3d":
+        return of_med3d(config)
+    if name == "sam_med2d":
+        from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+
+        encoder = ImageEncoderViT(**encoder_arguments(config), adapter_train=True)
+        decoder_of, more, decoder_more = MaskDecoder, {}, {}
+    else:
+        from segment_anything_hq.modeling import ImageEncoderViT, MaskDecoderHQ, PromptEncoder, TwoWayTransformer
+
+        encoder = ImageEncoderViT(**encoder_arguments(config))
+        decoder_of, more, decoder_more = MaskDecoderHQ, {"hq_token_only": False}, {"vit_dim": config.width}
+    c, grid = config.channels, (config.grid, config.grid)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=c, mlp_dim=2048, num_heads=8)
+    network = nn.Module()
+    network.image_encoder = encoder
+    network.prompt_encoder = PromptEncoder(c, grid, (config.size, config.size), mask_in_chans=16)
+    network.mask_decoder = decoder_of(transformer_dim=c, transformer=transformer, **decoder_more)
+    return network, more, network.mask_decoder
+
+
+def of_med3d(config: Any) -> tuple[nn.Module, dict[str, Any], Decode]:
+    from medim.models import sam_med3d as upstream
+
+    network = nn.Module()
+    network.image_encoder = upstream.ImageEncoderViT3D(**encoder_arguments(config))
+    network.prompt_encoder = upstream.PromptEncoder3D(
+        config.channels, (config.grid,) * 3, (config.size,) * 3, mask_in_chans=16
+    )
+    network.mask_decoder = upstream.MaskDecoder3D(transformer_dim=config.channels)
+    return network, {}, network.mask_decoder
+
+
+@torch.no_grad()
+def main(name: str, source: str) -> None:
+    sys.path.insert(0, source)  # before our own environment's package of the same name
+    from random_weights import SMALL, SMALL_3D, prompts_of_every_kind, random_inputs, random_weights
+
+    small = SMALL_3D if name == "sam_med3d" else SMALL
+    network, more, decode = of_family(name, small)
+    network.load_state_dict(random_weights(network.state_dict()))
+    network.eval()
+    inputs = random_inputs(small)
+    encoded = network.image_encoder(inputs)
+    features, early = encoded if isinstance(encoded, tuple) else (encoded, None)
+    numbers = {"features": features}
+    for kind, prompts in prompts_of_every_kind(small.size, small.grid, small.dims).items():
+        if name == "sam_med3d" and prompts.labels is None:
+            continue  # it knows no boxes
+        for n in range(len(inputs)):
+            for masks in ("single", "best"):
+                parts = [
+                    one(name, network, more, decode, features, early, n, prompts[i : i + 1], masks)
+                    for i in range(len(prompts))
+                ]
+                numbers[f"{kind}/{n}/{masks}/logits"] = torch.cat([logits for logits, _ in parts])[:, ::3, ::3]
+                numbers[f"{kind}/{n}/{masks}/quality"] = torch.cat([quality for _, quality in parts])
+    GOLDEN.mkdir(exist_ok=True)
+    np.savez_compressed(GOLDEN / f"{name}.npz", **{k: v.numpy() for k, v in numbers.items()})
+
+
+def one(
+    name: str,
+    network: nn.Module,
+    more: dict[str, Any],
+    decode: Decode,
+    features: Tensor,
+    early: Any,
+    n: int,
+    prompts: Any,
+    masks: str,
+) -> tuple[Tensor, Tensor]:
+    """Logits `[1, h, w]` and quality `[1]` of one prompt: upstream's decoders differ in what they do with several."""
+    xy = prompts.coordinates.flip(-1)
+    given = None if prompts.masks is None else prompts.masks[:, None]
+    if xy.shape[-1] == 3:  # SAM-Med3D is asked as its training did: clicks as (i, j, k), always with a mask
+        xy = prompts.coordinates
+        given = torch.zeros(1, 1, *[4 * n for n in features.shape[2:]]) if given is None else given
+    sparse, dense = network.prompt_encoder(
+        points=None if prompts.labels is None else (xy, prompts.labels),
+        boxes=xy.flatten(1) if prompts.labels is None else None,
+        masks=given.sigmoid() if name == "sam_med2d" and given is not None else given,
+    )
+    extra = more if early is None else {**more, "interm_embeddings": [early[0][n : n + 1]]}
+    logits, quality = decode(
+        image_embeddings=features[n : n + 1],
+        image_pe=network.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=masks == "best",
+        **extra,
+    )
+    choice = quality[0].argmax()
+    return logits[:, choice], quality[:, choice]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
