@@ -33,9 +33,10 @@ from .registration import RegionPairs, Registration
 from .request import PairRequest
 from .same_scene import SameScene
 from .scene import Scene, View
+from .segmenters.growing import SliceWise
 from .segmenters.protocol import Embedding, Metered, Segmenter
 from .segmenters.slices import normal_axis
-from .segmenters.slicewise import SliceWise, SliceWiseSegmenter
+from .segmenters.slicewise import SliceWiseSegmenter
 from .transformations import Grid
 
 

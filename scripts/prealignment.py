@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .feature_term import principal_components
 from .geometry import identity_points, sample, transform_points
-from .objectives import principal_components
 from .prompt_sampling import foreground
 from .prototypes import centred_features
 from .request import PairRequest

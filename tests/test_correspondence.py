@@ -12,7 +12,8 @@ from toy import disc
 from scripts.correspondence import Fit, Level, fit_transformation, start
 from scripts.errors import InputError
 from scripts.geometry import folding_percent, identity_matrix, identity_points, warp
-from scripts.objectives import LnccTerm, MutualInformationTerm, Objective, bending_energy
+from scripts.intensity_terms import LnccTerm, MutualInformationTerm
+from scripts.objectives import Objective, bending_energy
 from scripts.scene import Scene, View
 from scripts.segmenters.protocol import Embedding
 from scripts.transformations import Grid, Transformation

@@ -1,0 +1,99 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""The term that compares the segmenter's features."""
+
+from __future__ import annotations
+
+from math import inf, prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import as_bool
+from .geometry import sample, transform_points
+from .prototypes import centred_features
+from .scene import Scene
+from .terms import Loss, Term
+
+
+def principal_components(fixed: Tensor, moving: Tensor, *, components: int) -> list[Tensor]:
+    """Unit features of both images in the basis of their common leading principal components.
+
+    Args:
+        fixed, moving: `[C, *g]` (grids may differ).
+        components: dimensions kept.
+
+    Returns:
+        two grids `[components, *g]` of unit vectors; the basis is common, so cosines compare.
+    """
+    # Fifty thousand places of each tell the basis as well as all.
+    few = [grid.flatten(1)[:, :: max(1, grid[0].numel() // 50_000)] for grid in (fixed, moving)]
+    both = torch.cat(few, dim=1)
+    _, vectors = torch.linalg.eigh(both @ both.T)  # ascending
+    basis = vectors[:, -min(components, len(vectors)) :].T
+    return [F.normalize(torch.tensordot(basis, grid, dims=1), dim=0) for grid in (fixed, moving)]
+
+
+def _enough(cells: Tensor, places: int) -> tuple[slice, ...]:
+    """Which of the places `[D, *grid]`, in voxels of a feature grid, to look at.
+
+    No denser than the cells, between which features say nothing, and no more than a number of `places`.
+    """
+    steps = [torch.diff(cells, dim=axis).norm(dim=0).mean().item() for axis in range(1, cells.ndim)]
+    strides = [max(1, int(1 / max(step, 1e-6) + 0.01)) for step in steps]
+    while prod(-(-n // stride) for n, stride in zip(cells.shape[1:], strides, strict=True)) > places:
+        densest = min(range(len(steps)), key=lambda axis: strides[axis] * steps[axis])
+        strides[densest] += 1
+    return slice(None), *[slice(None, None, stride) for stride in strides]
+
+
+class FeatureTerm(Term):
+    """1 - mean cosine between the segmenter's features, each image's centred on its own mean.
+
+    Args:
+        weight, controls: see `Term`.
+        levels: which feature grids of the encoder, counted as in `Embedding.levels`; their cosines are averaged.
+        components: principal components kept of each grid (fewer are faster and less noisy).
+        centre: subtract each image's mean feature first.
+        places: that are looked at, at most; bounds the time in volumes.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        controls: tuple[float, float] = (0, inf),
+        levels: tuple[int, ...] = (-1,),
+        components: int = 32,
+        centre: bool = True,
+        places: int = 20_000,
+    ) -> None:
+        super().__init__(weight, controls)
+        self.levels, self.components, self.centre = tuple(levels), components, as_bool(centre, "features: centre")
+        self.places = places
+
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        pairs = []
+        for level in self.levels:
+            name = f"principal components {level} {self.components} {self.centre}"
+            if name not in scene.known:
+                both = (
+                    centred_features(v.embedding, centre=self.centre, level=level) for v in (scene.fixed, scene.moving)
+                )
+                scene.known[name] = principal_components(*both, components=self.components)
+            grids = scene.known[name]
+            shapes = [tuple(grid.shape[1:]) for grid in grids]
+            fixed_matrix, matrix = (
+                view.embedding.to_grid(shape) for view, shape in zip((scene.fixed, scene.moving), shapes, strict=True)
+            )
+            cells = transform_points(fixed_matrix, points)
+            few = _enough(cells, self.places)
+            pairs.append((sample(grids[0], cells[few], padding="border"), grids[1], matrix, few))
+
+        def loss(moved: Tensor) -> Tensor:
+            cosines = [
+                (fixed * sample(grid, transform_points(matrix, moved[few]), padding="border")).sum(0).mean()
+                for fixed, grid, matrix, few in pairs
+            ]
+            return 1 - torch.stack(cosines).mean()
+
+        return loss

@@ -1,0 +1,131 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Terms that compare grey values and their edges."""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+from monai.losses import GlobalMutualInformationLoss
+from torch import Tensor
+from torch.nn import functional as F
+
+from .geometry import sample, transform_points
+from .scene import Pyramid, Scene
+from .structure import oriented_gradients
+from .terms import Loss, Term
+
+
+class LnccTerm(Term):
+    """1 - squared local correlation of the grey values, over windows that both images fill.
+
+    Not MONAI's loss, which cannot leave out what the moving image does not show: a window that the map has emptied
+    would count as perfect or as hopeless.
+
+    Args:
+        weight, controls: see `Term`.
+        kernel: window side in voxels of the sampling grid.
+        floor: standard deviation of grey values in [0, 1] below which a window is flat.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, controls: tuple[float, float] = (0, inf), kernel: int = 9, floor: float = 1e-3
+    ) -> None:
+        super().__init__(weight, controls)
+        self.kernel, self.floor = kernel, floor
+
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        dims = points.ndim - 1
+        pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[dims]
+
+        def mean(maps: Tensor) -> Tensor:
+            maps = maps[:, None]
+            for axis in range(dims):  # a box is as good as its sides one after the other, and far cheaper
+                side = min(self.kernel, (maps.shape[axis + 2] - 1) // 2 * 2 + 1)  # a slab may have fewer slices
+                window = [side if a == axis else 1 for a in range(dims)]
+                maps = pool(maps, window, 1, [n // 2 for n in window], count_include_pad=False)
+            return maps[:, 0]
+
+        def moments(grey: Tensor) -> tuple[Tensor, Tensor]:
+            average, square = mean(torch.cat([grey, grey.square()]))
+            return average, (square - average.square()).clamp(min=0) + self.floor**2
+
+        fixed = Pyramid(scene.fixed.image, points).at(points)
+        moving = Pyramid(scene.moving.image, scene.moving_points(points))
+        covered = scene.coverage(points)
+        fixed_mean, fixed_variance = moments(fixed)
+
+        def loss(moved: Tensor) -> Tensor:
+            inside = (mean(covered(moved)[None])[0] > 0.99).to(moved)
+            warped = moving.at(moved)
+            average, variance = moments(warped)
+            covariance = mean(warped * fixed)[0] - average * fixed_mean
+            squared = covariance.square() / (variance * fixed_variance)
+            return 1 - (squared * inside).sum() / inside.sum().clamp(min=1)
+
+        return loss
+
+
+class StructureTerm(Term):
+    """1 - correlation of oriented gradients (see `structure`) where both images show something.
+
+    Blind to contrast: the term for images of one scene from different sensors, stains or seasons.
+
+    Args:
+        weight, controls: see `Term`.
+        sigma: smoothing before gradients are taken, voxels of the sampling grid.
+        local: neighbourhood that gradients are relative to, likewise.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        controls: tuple[float, float] = (0, inf),
+        sigma: float = 1.0,
+        local: float = 3.0,
+    ) -> None:
+        super().__init__(weight, controls)
+        self.sigma, self.local = sigma, local
+
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        start = scene.moving_points(points)
+        moving, dims = Pyramid(scene.moving.image, start), points.ndim - 1
+        at = transform_points(moving.matrix, start)
+        # Directions of the sampling grid as directions of the moving maps: a turned image's edges are turned too.
+        frame = torch.stack([torch.diff(at, dim=axis + 1).flatten(1).mean(1) for axis in range(dims)], 1)
+        seen = Pyramid(scene.fixed.image, points).at(points)
+        fixed = _centred(oriented_gradients(seen, sigma=self.sigma, local=self.local))
+        maps = _centred(oriented_gradients(moving.maps, sigma=self.sigma, local=self.local, frame=frame))
+        covered, strength = scene.coverage(points), fixed.square().sum(0)
+
+        def loss(moved: Tensor) -> Tensor:
+            inside = covered(moved)
+            warped = sample(maps, transform_points(moving.matrix, moved), padding="border")
+            product, power = ((fixed * warped).sum(0) * inside).sum(), (warped.square().sum(0) * inside).sum()
+            return 1 - product / ((strength * inside).sum() * power).clamp(min=1e-9).sqrt()
+
+        return loss
+
+
+def _centred(maps: Tensor) -> Tensor:
+    return maps - maps.flatten(1).mean(1).reshape(-1, *[1] * (maps.ndim - 1))
+
+
+class MutualInformationTerm(Term):
+    """1 - global mutual information of the grey values in units of log(bins) (MONAI's loss).
+
+    Args:
+        weight, controls: see `Term`.
+        bins: number of histogram bins.
+    """
+
+    def __init__(self, weight: float = 1.0, controls: tuple[float, float] = (0, inf), bins: int = 32) -> None:
+        super().__init__(weight, controls)
+        self.bins = bins
+
+    def prepare(self, scene: Scene, points: Tensor) -> Loss:
+        measure = GlobalMutualInformationLoss(num_bins=self.bins)
+        fixed = Pyramid(scene.fixed.image, points).at(points)[None]
+        moving = Pyramid(scene.moving.image, scene.moving_points(points))
+        scale = 1.0 / torch.log(torch.tensor(float(self.bins)))
+        return lambda moved: 1 + scale * measure(moving.at(moved)[None], fixed)
