@@ -1,5 +1,6 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
-"""The figures of docs/results.md: `python -m scripts.benchmark correspondence|registration|cost --data DIR`.
+"""The figures of docs/results.md: `python -m scripts.benchmark correspondence|registration|cost --data DIR`, and
+`... volumes --image FILE`.
 
 DIR holds `<application>/<set>/datalist.json` (paths relative to its folder). Every figure comes from
 configs/inference.yaml as it stands, with any id overridden on the command line, e.g. `--method::centre false`.
@@ -22,9 +23,10 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.transforms import KeepLargestConnectedComponent
 from torch import Tensor
+from torch.nn import functional as F
 
 from .geometry import bounding_box, warp
-from .images import read_label
+from .images import read_image, read_label
 from .inferer import PromptRegInferer
 from .metrics import label_dice
 from .prompts import GivenPrompt, Prompts
@@ -149,14 +151,14 @@ def cost(data: str, overlays: list[str] | None = None, repeats: int = 5, **overr
     inferer, network = configured(overlays, overrides)
     pair = next(pairs_of(Path(data), SETS[0]))
     units: dict[str, list[float]] = {"encode": [], "decode": []}
-    embedding = network.encode([pair.request.fixed])[0]  # also warms up
+    embedding = network.embed([pair.request.fixed])[0]  # past the cache; also warms up
     boxes = Prompts(torch.tensor([[[40.0, 50.0], [150.0, 140.0]]]).repeat(8, 1, 1))
     network.decode(embedding, boxes)
 
     def measure() -> None:
         for _ in range(repeats):
             began = perf_counter()
-            network.encode([pair.request.fixed])
+            network.embed([pair.request.fixed])
             encoded = perf_counter()
             network.decode(embedding, boxes)
             units["encode"].append(encoded - began)
@@ -179,5 +181,41 @@ def cost(data: str, overlays: list[str] | None = None, repeats: int = 5, **overr
     print(f"peak memory {peak:.0f} MB, {torch.get_num_threads()} threads")
 
 
+def volumes(
+    image: str,
+    slices: tuple[int, ...] = (40, 80, 160),
+    size: int = 256,
+    overlays: list[str] | None = None,
+    **overrides: Any,
+) -> None:
+    """How time and memory grow with the number of slices.
+
+    Args:
+        image: a volume; it is resampled to `size` x `size` voxels of 1 mm in ever more slices of 1 mm.
+        slices: their numbers, from few to many.
+        size: voxels along rows and columns.
+    """
+    inferer, network = configured(overlays, overrides)
+    raw, info = read_image(image, name="image")
+    for count in slices:
+        volume = F.interpolate(raw[None], (size, size, count), mode="trilinear")[0]
+        lies = replace(info, affine=torch.eye(4, dtype=torch.float64), spacing=(1.0, 1.0, 1.0))
+        moving = volume.roll((5, -4, 2), dims=(1, 2, 3))
+        began = perf_counter()
+        network.embed([volume[..., count // 2]])
+        unit = perf_counter() - began
+        network.cache.clear()
+        began = perf_counter()
+        result = inferer.register(PairRequest(volume, moving, lies, lies), network)
+        total, encodes = perf_counter() - began, result.counts["encodes"]
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # grows only: from few slices to many
+        encoding = result.seconds["encode both images"]
+        print(
+            f"{size} x {size} x {count}: {total:.0f} s, of which {encoding:.0f} s for {encodes} slices ({unit:.2f} s "
+            f"for one alone), ratio {total / encoding:.2f}, {peak:.0f} MB",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
-    fire.Fire({"correspondence": correspondence, "registration": registration, "cost": cost})
+    fire.Fire({"correspondence": correspondence, "registration": registration, "cost": cost, "volumes": volumes})
