@@ -197,6 +197,12 @@ def test_bending_of_a_slab_of_two_slices_is_finite() -> None:
     assert bending_energy(field, torch.ones(3, 1, 1, 1)).isfinite()
 
 
+def test_an_affine_that_is_not_there_cannot_be_fitted() -> None:
+    with pytest.raises(InputError, match="a level of 0 controls"):
+        Fit(kind="bspline", levels=[Level(16, 0, 5)], affine_first=False)
+    Fit(kind="affine", levels=[Level(16, 0, 5)], affine_first=False)
+
+
 @pytest.mark.parametrize("shape", [(24, 24, 2), (24, 24, 8), (8, 8)])
 def test_local_correlation_of_thin_slabs(shape: tuple[int, ...]) -> None:
     """Windows are no larger than the image: the images correlate perfectly with themselves, less with others."""
