@@ -72,7 +72,7 @@ class Fit:
         object.__setattr__(self, "affine_first", as_bool(self.affine_first, "fit: affine_first"))
         kind = build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work
         if not self.affine_first and not isinstance(kind, Linear) and not all(level.controls for level in levels):
-            raise InputError("fit: a level of 0 controls fits the affine alone; leave it out where affine_first is false")
+            raise InputError("fit: a level of 0 controls fits the affine alone, which affine_first: false leaves out")
 
 
 def level_points(grid: Grid, fixed: Grid, device: torch.device) -> Tensor:
