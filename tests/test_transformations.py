@@ -46,7 +46,7 @@ def test_inverse_undoes_it(kind: str, grid: Grid) -> None:
     forward, inverse = transformation(grid), transformation.inverse(grid)
     inner = (slice(None), *[slice(4, -4)] * len(grid.shape))
     assert forward.norm(dim=0).max() > 0.3
-    assert compose(forward, inverse)[inner].norm(dim=0).max() < 0.01
+    assert compose(forward, inverse)[inner].norm(dim=0).max() < 0.02
     if kind != "dense":  # between voxels a field with kinks is not its interpolant
         assert compose(inverse, forward)[inner].norm(dim=0).max() < 0.03
 
