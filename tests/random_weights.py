@@ -22,6 +22,8 @@ from scripts.segmenters.vit import ViTConfig
 SMALL = ViTConfig(size=128, width=32, depth=3, heads=4, global_blocks=(1,), window=3, channels=32)
 SMALL_3D = ViTConfig(size=64, width=32, depth=3, heads=4, global_blocks=(1,), window=6, channels=48, dims=3)
 
+SLICES, CROP = 6, 32  # of volumes for Medical SAM Adapter
+
 
 def random_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of the same names and shapes: norms near 1, matrices by their fan-in, all else of deviation 0.2."""
@@ -93,13 +95,25 @@ def assert_jacobian_is_the_derivative(model: PromptableSegmenter, embedding: Emb
     assert (jacobian - torch.stack(differences, dim=1)).norm() < 0.02 * jacobian.norm()
 
 
-def bare(kind: type[SAM], config: ViTConfig) -> Any:
-    """An adapter with the networks of `kind` and weights as PyTorch draws them, made without a checkpoint."""
+def bare(kind: type[SAM], config: ViTConfig, **more: Any) -> Any:
+    """An adapter with the networks of `kind` and weights as PyTorch draws them, made without a checkpoint.
+
+    Args:
+        kind, config: what to make; more: further attributes that its building reads.
+    """
     model = kind.__new__(kind)
     nn.Module.__init__(model)
     model.config = config
+    for name, value in more.items():
+        setattr(model, name, value)
     model.build()
     return model
+
+
+def random_slices(config: ViTConfig) -> Tensor:
+    """Two volumes `[2, 3, size, size, SLICES]`, smooth."""
+    noise = torch.randn(2, 3, 12, 12, SLICES, generator=torch.Generator().manual_seed(5))
+    return nn.functional.interpolate(noise, (config.size, config.size, SLICES), mode="trilinear")
 
 
 def random_inputs(config: ViTConfig) -> Tensor:

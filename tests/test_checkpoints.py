@@ -76,7 +76,7 @@ def of_width(width: int) -> dict[str, Tensor]:
         (
             of_width(768) | {"image_encoder.blocks.0.Space_Adapter.D_fc1.weight": torch.zeros(1)},
             "Medical SAM Adapter",
-            (),
+            ("medical_sam_adapter",),
         ),
         ({"image_encoder.trunk.pos_embed": torch.zeros(1)}, "SAM 2 or MedSAM2", ()),
         ({"vision_encoder.layers.0.attn.qkv.weight": torch.zeros(1)}, "SAM in the layout of transformers", ()),

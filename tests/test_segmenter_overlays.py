@@ -13,7 +13,7 @@ import torch
 import yaml
 from monai.bundle import ConfigWorkflow
 from PIL import Image
-from random_weights import SMALL, SMALL_3D, bare, random_weights, saved
+from random_weights import CROP, SLICES, SMALL, SMALL_3D, bare, random_weights, saved
 from skimage import data
 
 import scripts.segmenters
@@ -30,7 +30,8 @@ FAST: dict[str, Any] = {
     "prior_fit::levels": [{"size": 16, "controls": 0, "steps": 4}],
     "fit::levels": [{"size": 16, "controls": 4, "steps": 2}],
 }
-PLANAR = [overlay for overlay in OVERLAYS if overlay != "sam_med3d"]
+VOLUMETRIC: dict[str, dict[str, Any]] = {"sam_med3d": {}, "medical_sam_adapter": {"slices": SLICES, "crop": CROP}}
+PLANAR = [overlay for overlay in OVERLAYS if overlay not in VOLUMETRIC]
 
 
 def workflow(overlay: str, **overrides: Any) -> ConfigWorkflow:
@@ -60,11 +61,13 @@ def register(
     overlay: str, sizes: ViTConfig, pair: dict[str, str], prompts: list[Any] | None, folder: Path, moved: str
 ) -> Any:
     """Register as MONAI does; returns the network."""
-    file = saved(random_weights(bare(adapter_of(overlay), sizes).state_dict()), folder / "w.pth")
+    more = VOLUMETRIC.get(overlay, {})
+    file = saved(random_weights(bare(adapter_of(overlay), sizes, **more).state_dict()), folder / "w.pth")
     variant = {"_target_": "scripts.segmenters.vit.ViTConfig", **vars(sizes)}
     variant["global_blocks"] = list(sizes.global_blocks)
+    options_of = {f"network_def::{key}": value for key, value in more.items()}
     options = {"checkpoint": str(file), "prompts": prompts, "output_dir": str(folder / "out"), **pair}
-    made = workflow(overlay, **{"network_def::variant": variant}, **options)
+    made = workflow(overlay, **{"network_def::variant": variant, **options_of}, **options)
     made.run()
     written = {path.name for path in (folder / "out").iterdir()}
     assert {moved, "ddf.nii.gz", "prompts.json", "run.json", "report.html"} <= written
@@ -90,8 +93,10 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("prompts", [None, [[20, 20, 6]], [[[10, 10, 3], [30, 30, 9]]]], ids=["none", "click", "box"])
-def test_registers_volumes(prompts: list[Any] | None, volumes: dict[str, str], tmp_path: Path) -> None:
-    network = register("sam_med3d", SMALL_3D, volumes, prompts, tmp_path, "moved.nii.gz")
+@pytest.mark.parametrize("overlay", VOLUMETRIC)
+def test_registers_volumes(overlay: str, prompts: list[Any] | None, volumes: dict[str, str], tmp_path: Path) -> None:
+    sizes = SMALL_3D if overlay == "sam_med3d" else SMALL
+    network = register(overlay, sizes, volumes, prompts, tmp_path, "moved.nii.gz")
     assert network.spec.dims == 3
 
 

@@ -1,7 +1,8 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """Which family of models a state dict belongs to, told by its names and shapes; for error messages that help.
 
-SAM and MedSAM have the same names and shapes: what a file is of the two, only the user can say.
+SAM and MedSAM have the same names and shapes: what a file is of the two, only the user can say. So do the 2-D and 3-D
+forms of Medical SAM Adapter, of which only the second is read.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def recognise(state: Mapping[str, Tensor]) -> Family | None:
     if any("slice_embed" in key or "depth_embed" in key for key in state):
         return Family("3DSAM-adapter")
     if any(".Space_Adapter." in key or ".MLP_Adapter." in key for key in state):
-        return Family("Medical SAM Adapter")
+        return Family("Medical SAM Adapter", ("medical_sam_adapter",))
     if any(".Adapter." in key for key in state):
         return Family("SAM-Med2D", ("sam_med2d",))
     if "mask_decoder.hf_token.weight" in state:

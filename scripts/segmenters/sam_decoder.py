@@ -101,18 +101,22 @@ def _block(
 
     `keys` is `[P, C]` while it is common to all prompts, and `[N, P, C]` afterwards.
     """
-    if block.skip_first_layer_pe:
-        queries = block.self_attn(q=queries, k=queries, v=queries)
-    else:
-        placed = queries + prompts
-        queries = queries + block.self_attn(q=placed, k=placed, v=queries)
-    queries = block.norm1(queries)
+    own = getattr(block, "among_tokens", None)  # Medical SAM Adapter does this otherwise
+    queries = block.norm1(own(queries, prompts) if own else _among_tokens(block, queries, prompts))
     placed_keys = keys + position
     queries = queries + _tokens_to_image(block.cross_attn_token_to_image, queries + prompts, keys, placed_keys)
     queries = block.norm2(queries)
     queries = block.norm3(queries + block.mlp(queries))
     keys = keys + _image_to_tokens(block.cross_attn_image_to_token, placed_keys, queries + prompts, queries)
     return queries, block.norm4(keys)
+
+
+def _among_tokens(block: TwoWayAttentionBlock, queries: Tensor, prompts: Tensor) -> Tensor:
+    """Attention of the tokens `[N, T, C]` to themselves, before the norm."""
+    if block.skip_first_layer_pe:
+        return block.self_attn(q=queries, k=queries, v=queries)
+    placed = queries + prompts
+    return queries + block.self_attn(q=placed, k=placed, v=queries)
 
 
 def _tokens_to_image(attention: Attention, queries: Tensor, keys: Tensor, placed: Tensor) -> Tensor:
