@@ -13,12 +13,13 @@ import torch
 import yaml
 from monai.bundle import ConfigWorkflow
 from PIL import Image
-from random_weights import CROP, SLICES, SMALL, SMALL_3D, bare, random_weights, saved
+from random_weights import CROP, SLICES, SMALL, SMALL_3D, SMALL_HIERA, bare, names_of_sam2, random_weights, saved
 from skimage import data
 
 import scripts.segmenters
 from scripts.errors import InputError, reason
 from scripts.prompts import Prompts
+from scripts.segmenters import SAM2
 from scripts.segmenters.vit import ViTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,10 +62,16 @@ def register(
     overlay: str, sizes: ViTConfig, pair: dict[str, str], prompts: list[Any] | None, folder: Path, moved: str
 ) -> Any:
     """Register as MONAI does; returns the network."""
+    if issubclass(adapter_of(overlay), SAM2):
+        pytest.importorskip("transformers", reason="SAM 2's encoder comes from transformers: requirements-sam2.txt")
+        sizes = SMALL_HIERA
     more = VOLUMETRIC.get(overlay, {})
-    file = saved(random_weights(bare(adapter_of(overlay), sizes, **more).state_dict()), folder / "w.pth")
-    variant = {"_target_": "scripts.segmenters.vit.ViTConfig", **vars(sizes)}
-    variant["global_blocks"] = list(sizes.global_blocks)
+    state = bare(adapter_of(overlay), sizes, **more).state_dict()
+    if sizes is SMALL_HIERA:
+        state = {names_of_sam2(name): value for name, value in state.items()}
+    file = saved(random_weights(state), folder / "w.pth")
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(sizes).items()}
+    variant = {"_target_": f"{type(sizes).__module__}.{type(sizes).__name__}", **lists}
     options_of = {f"network_def::{key}": value for key, value in more.items()}
     options = {"checkpoint": str(file), "prompts": prompts, "output_dir": str(folder / "out"), **pair}
     made = workflow(overlay, **{"network_def::variant": variant, **options_of}, **options)
@@ -100,7 +107,7 @@ def test_registers_volumes(overlay: str, prompts: list[Any] | None, volumes: dic
     assert network.spec.dims == 3
 
 
-@pytest.mark.parametrize("overlay", ["sam_med2d", "sam_hq_vit_b"])
+@pytest.mark.parametrize("overlay", ["sam_med2d", "sam_hq_vit_b", "med_sam2"])
 def test_a_planar_model_registers_volumes(overlay: str, volumes: dict[str, str], tmp_path: Path) -> None:
     register(overlay, SMALL, volumes, [[[10, 10, 3], [30, 30, 9]]], tmp_path, "moved.nii.gz")
 

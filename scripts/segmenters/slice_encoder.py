@@ -43,7 +43,7 @@ class StretchedAttention(Attention):
 
     def table(self, name: str, n: int) -> Tensor:
         """See `Attention.table`."""
-        stored = self.get_parameter(name)
+        stored: Tensor = self.get_parameter(name)
         if len(stored) != 2 * n - 1:
             stored = F.interpolate(stored.T[None], 2 * n - 1, mode="linear")[0].T
         at = torch.arange(n, device=stored.device)
@@ -58,7 +58,7 @@ class SliceBlock(Block):
     """
 
     attention = StretchedAttention
-    slices: int
+    slices: int = 0
 
     def __init__(self, config: ViTConfig, window: int) -> None:
         super().__init__(config, window)
@@ -99,7 +99,7 @@ class SliceEncoder(ImageEncoder):
         self.grid = config.grid
         self.pos_embed = nn.Parameter(torch.zeros(1, STORED_GRID, STORED_GRID, config.width))
         for block in self.blocks:
-            block.slices = slices
+            setattr(block, "slices", slices)  # noqa: B010  # a plain number, which modules are not typed for
 
     def positions(self) -> Tensor:
         """See `ImageEncoder.positions`."""
