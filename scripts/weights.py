@@ -23,7 +23,7 @@ class WeightFile:
     """One entry of the registry.
 
     Attributes:
-        url: where its authors offer it; file: its name.
+        url: where its authors offer it, "" if nowhere; file: its name.
         segmenter: overlay that reads it, below `configs/segmenters`.
         licence, citation: of the weights.
         size: in bytes; sha256: both None where no source could be found that tells.
@@ -70,6 +70,8 @@ def get_weights(registry: Mapping[str, Any], name: str, output_dir: str | Path, 
             raise InputError(
                 f"output_dir: {target} has SHA-256 {found}, expected {wanted.sha256}; remove it and call again"
             )
+    elif not wanted.url:
+        raise InputError(f"name: no file of {name} is offered for download; {wanted.note}")
     else:
         found = download(wanted.url, target, size=wanted.size, sha256=wanted.sha256, progress=progress)
         _check_kind(target, wanted)

@@ -5,7 +5,9 @@
 
 writes `tests/golden/NAME.npz`. SOURCE is a folder in which upstream's package can be imported:
 `sam_med2d`: a checkout of OpenGVLab/SAM-Med2D (made with bfd2b93); `sam_hq`: the package segment-anything-hq (made with
-0.3); `sam_med3d`: the package medim (made with 0.1.2), and appdirs, einops, huggingface_hub, which it imports.
+0.3); `sam_med3d`: the package medim (made with 0.1.2), and appdirs, einops, huggingface_hub, which it imports;
+`medical_sam_adapter`: a checkout of ImprintLab/Medical-SAM-Adapter (made with 4dcdc63), which imports einops;
+`sam2`: a checkout of facebookresearch/sam2 (made with 2b90b9f), which imports hydra-core and iopath.
 Nothing of upstream is kept but the numbers.
 """
 
@@ -15,6 +17,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,10 +81,130 @@ def of_med3d(config: Any) -> tuple[nn.Module, dict[str, Any], Decode]:
 
 
 @torch.no_grad()
+def slices_of_volumes(small: Any) -> dict[str, Tensor]:
+    """Medical SAM Adapter asked as its training did: each slice gets the clicks of all, as row, column of the crop."""
+    from models.common import TwoWayTransformer
+    from models.sam.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
+    from random_weights import CROP, SLICES, prompts_of_every_kind, random_slices, random_weights
+
+    how = SimpleNamespace(thd=True, chunk=SLICES, mid_dim=None, mod="sam_adpt")
+    c, grid = small.channels, (small.grid, small.grid)
+    network = nn.Module()
+    network.image_encoder = ImageEncoderViT(how, **encoder_arguments(small))
+    network.prompt_encoder = PromptEncoder(c, grid, (small.size, small.size), mask_in_chans=16)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=c, mlp_dim=2048, num_heads=8)
+    network.mask_decoder = MaskDecoder(num_multimask_outputs=3, transformer_dim=c, transformer=transformer)
+    network.load_state_dict(random_weights(network.state_dict()))
+    network.eval()
+    volumes = random_slices(small)
+    # Both volumes at once, as a training batch: volume first, then slice.
+    together = network.image_encoder(volumes.permute(0, 4, 1, 2, 3).flatten(0, 1))
+    features = together.unflatten(0, (len(volumes), SLICES))
+    numbers = {"features": features.permute(0, 2, 3, 4, 1)}
+    for kind, prompts in prompts_of_every_kind(small.size, small.grid, 3).items():
+        if prompts.labels is None or prompts.masks is not None:
+            continue
+        for n, slices in enumerate(features):
+            masks = []
+            for points, labels in zip(prompts.coordinates, prompts.labels, strict=True):
+                clicks = [(p[:2] + 0.5) * CROP / small.size - 0.5 for p in points for _ in range(SLICES // len(points))]
+                of_slices = [label for label in labels for _ in range(SLICES // len(points))]
+                sparse, dense = network.prompt_encoder(
+                    points=(torch.stack(clicks)[None], torch.stack(of_slices)[None]), boxes=None, masks=None
+                )
+                logits, _ = network.mask_decoder(
+                    image_embeddings=slices,
+                    image_pe=network.prompt_encoder.get_dense_pe(),
+                    sparse_prompt_embeddings=sparse,
+                    dense_prompt_embeddings=dense,
+                    multimask_output=False,
+                )
+                masks.append(logits[:, 0].movedim(0, -1))
+            numbers[f"{kind}/{n}/logits"] = torch.stack(masks)[:, ::3, ::3]
+    return numbers
+
+
+def of_sam2(small: Any) -> dict[str, Tensor]:
+    """SAM 2's image path as its predictor takes it: a box as two labelled points, the grids of `forward_image`."""
+    from random_weights import prompts_of_every_kind, random_inputs, random_weights
+    from sam2.modeling.backbones.hieradet import Hiera
+    from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+    from sam2.modeling.position_encoding import PositionEmbeddingSine
+    from sam2.modeling.sam.mask_decoder import MaskDecoder
+    from sam2.modeling.sam.prompt_encoder import PromptEncoder
+    from sam2.modeling.sam.transformer import TwoWayTransformer
+
+    c, grid = small.channels, (small.grid, small.grid)
+    trunk = Hiera(
+        embed_dim=small.width,
+        num_heads=small.heads,
+        stages=small.stages,
+        global_att_blocks=small.global_blocks,
+        window_pos_embed_bkg_spatial_size=(small.background, small.background),
+        window_spec=small.windows,
+    )
+    places = PositionEmbeddingSine(c, normalize=True)
+    network = nn.Module()
+    network.image_encoder = ImageEncoder(
+        trunk,
+        FpnNeck(places, c, trunk.channel_list, fpn_top_down_levels=[2, 3], fpn_interp_model="nearest"),
+        scalp=1,
+    )
+    network.sam_prompt_encoder = PromptEncoder(c, grid, (small.size, small.size), mask_in_chans=16)
+    decoder = network.sam_mask_decoder = MaskDecoder(
+        transformer_dim=c,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=c, mlp_dim=2048, num_heads=8),
+        use_high_res_features=True,
+        iou_prediction_use_sigmoid=True,
+        pred_obj_scores=True,
+        pred_obj_scores_mlp=True,
+        use_multimask_token_for_obj_ptr=True,
+    )
+    network.no_mem_embed = nn.Parameter(torch.zeros(1, 1, c))
+    network.load_state_dict(random_weights(network.state_dict()))
+    network.eval()
+    finest, finer, deep = network.image_encoder(random_inputs(small))["backbone_fpn"]
+    deep = deep + network.no_mem_embed[0, 0][:, None, None]
+    finest, finer = decoder.conv_s0(finest), decoder.conv_s1(finer)
+    numbers = {"finest": finest, "finer": finer, "features": deep}
+    for kind, prompts in prompts_of_every_kind(small.size, small.grid).items():
+        corners = torch.tensor([[2, 3]]).expand(len(prompts), -1)
+        sparse, dense = network.sam_prompt_encoder(
+            points=(prompts.coordinates.flip(-1), corners if prompts.labels is None else prompts.labels),
+            boxes=None,
+            masks=None if prompts.masks is None else prompts.masks[:, None],
+        )
+        for n in range(len(deep)):
+            for masks in ("single", "best"):
+                logits, quality, _, _ = decoder(
+                    image_embeddings=deep[n : n + 1],
+                    image_pe=network.sam_prompt_encoder.get_dense_pe(),
+                    sparse_prompt_embeddings=sparse,
+                    dense_prompt_embeddings=dense,
+                    multimask_output=masks == "best",
+                    repeat_image=True,
+                    high_res_features=[finest[n : n + 1], finer[n : n + 1]],
+                )
+                one, choice = torch.arange(len(logits)), quality.argmax(1)
+                numbers[f"{kind}/{n}/{masks}/logits"] = logits[one, choice][:, ::3, ::3]
+                numbers[f"{kind}/{n}/{masks}/quality"] = quality[one, choice]
+    return numbers
+
+
+def write(name: str, numbers: dict[str, Tensor]) -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    np.savez_compressed(GOLDEN / f"{name}.npz", **{k: v.numpy() for k, v in numbers.items()})
+
+
+@torch.no_grad()
 def main(name: str, source: str) -> None:
     sys.path.insert(0, source)  # before our own environment's package of the same name
-    from random_weights import SMALL, SMALL_3D, prompts_of_every_kind, random_inputs, random_weights
+    from random_weights import SMALL, SMALL_3D, SMALL_HIERA, prompts_of_every_kind, random_inputs, random_weights
 
+    if name == "medical_sam_adapter":
+        return write(name, slices_of_volumes(SMALL))
+    if name == "sam2":
+        return write(name, of_sam2(SMALL_HIERA))
     small = SMALL_3D if name == "sam_med3d" else SMALL
     network, more, decode = of_family(name, small)
     network.load_state_dict(random_weights(network.state_dict()))
@@ -101,8 +224,7 @@ def main(name: str, source: str) -> None:
                 ]
                 numbers[f"{kind}/{n}/{masks}/logits"] = torch.cat([logits for logits, _ in parts])[:, ::3, ::3]
                 numbers[f"{kind}/{n}/{masks}/quality"] = torch.cat([quality for _, quality in parts])
-    GOLDEN.mkdir(exist_ok=True)
-    np.savez_compressed(GOLDEN / f"{name}.npz", **{k: v.numpy() for k, v in numbers.items()})
+    return write(name, numbers)
 
 
 def one(

@@ -17,10 +17,17 @@ from torch import Tensor, nn
 from scripts.prompts import Prompts
 from scripts.segmenters.protocol import Embedding, PromptableSegmenter
 from scripts.segmenters.sam import SAM
+from scripts.segmenters.sam2 import HieraConfig
+from scripts.segmenters.sam2_layout import MOVED, RENAMED
 from scripts.segmenters.vit import ViTConfig
 
 SMALL = ViTConfig(size=128, width=32, depth=3, heads=4, global_blocks=(1,), window=3, channels=32)
 SMALL_3D = ViTConfig(size=64, width=32, depth=3, heads=4, global_blocks=(1,), window=6, channels=48, dims=3)
+
+SMALL_HIERA = HieraConfig(
+    size=128, width=16, stages=(1, 2, 3, 1), windows=(8, 4, 6, 3), global_blocks=(4,), background=5, channels=32
+)
+SLICES, CROP = 6, 32  # of volumes for Medical SAM Adapter
 
 
 def random_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,6 +48,22 @@ def _values(name: str, like: Tensor) -> Tensor:
     if name.endswith("weight") and like.ndim > 1 and "embed" not in name and "token" not in name:
         return values / like[0].numel() ** 0.5
     return 0.2 * values
+
+
+def names_of_sam2(name: str) -> str:
+    """The name of one of our parameters of SAM 2 in its authors' files."""
+    for old, new in MOVED.items():
+        if name.startswith(new):
+            name = old + name.removeprefix(new)
+    for where, old, new in RENAMED:
+        if not name.startswith(where):
+            continue
+        if new == ".":  # the pyramid's convolutions: convs.0.weight
+            head, tail = name.rsplit(".", 1)
+            name = f"{head}{old}{tail}"
+        else:
+            name = name.replace(new, old)
+    return name
 
 
 def picture(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -93,13 +116,25 @@ def assert_jacobian_is_the_derivative(model: PromptableSegmenter, embedding: Emb
     assert (jacobian - torch.stack(differences, dim=1)).norm() < 0.02 * jacobian.norm()
 
 
-def bare(kind: type[SAM], config: ViTConfig) -> Any:
-    """An adapter with the networks of `kind` and weights as PyTorch draws them, made without a checkpoint."""
+def bare(kind: type[SAM], config: ViTConfig, **more: Any) -> Any:
+    """An adapter with the networks of `kind` and weights as PyTorch draws them, made without a checkpoint.
+
+    Args:
+        kind, config: what to make; more: further attributes that its building reads.
+    """
     model = kind.__new__(kind)
     nn.Module.__init__(model)
     model.config = config
+    for name, value in more.items():
+        setattr(model, name, value)
     model.build()
     return model
+
+
+def random_slices(config: ViTConfig) -> Tensor:
+    """Two volumes `[2, 3, size, size, SLICES]`, smooth."""
+    noise = torch.randn(2, 3, 12, 12, SLICES, generator=torch.Generator().manual_seed(5))
+    return nn.functional.interpolate(noise, (config.size, config.size, SLICES), mode="trilinear")
 
 
 def random_inputs(config: ViTConfig) -> Tensor:

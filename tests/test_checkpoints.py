@@ -61,6 +61,10 @@ def of_width(width: int) -> dict[str, Tensor]:
     return {"image_encoder.pos_embed": torch.zeros(1, 64, 64, width)}
 
 
+def of_hiera(width: int, name: str = "pos_embed") -> dict[str, Tensor]:
+    return {f"image_encoder.trunk.{name}": torch.zeros(1, width, 7, 7), "no_obj_embed_spatial": torch.zeros(1)}
+
+
 @pytest.mark.parametrize(
     ("state", "name", "overlays"),
     [
@@ -76,9 +80,17 @@ def of_width(width: int) -> dict[str, Tensor]:
         (
             of_width(768) | {"image_encoder.blocks.0.Space_Adapter.D_fc1.weight": torch.zeros(1)},
             "Medical SAM Adapter",
-            (),
+            ("medical_sam_adapter",),
         ),
         ({"image_encoder.trunk.pos_embed": torch.zeros(1)}, "SAM 2 or MedSAM2", ()),
+        (of_hiera(96), "SAM 2 or MedSAM2", ("sam2_tiny", "med_sam2")),
+        (
+            of_hiera(96) | of_hiera(1, "blocks.12.norm1.weight"),
+            "SAM 2 or MedSAM2",
+            ("sam2_small",),
+        ),
+        (of_hiera(112), "SAM 2 or MedSAM2", ("sam2_base_plus",)),
+        (of_hiera(144), "SAM 2 or MedSAM2", ("sam2_large",)),
         ({"vision_encoder.layers.0.attn.qkv.weight": torch.zeros(1)}, "SAM in the layout of transformers", ()),
         ({"slice_embed": torch.zeros(1)}, "3DSAM-adapter", ()),
     ],

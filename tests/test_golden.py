@@ -31,8 +31,8 @@ from scripts.segmenters.intensities import DEVIATION, MEAN
 from scripts.segmenters.protocol import Embedding
 from scripts.segmenters.sam_decoder import decode_masks
 from scripts.segmenters.sam_heads import best
-from scripts.segmenters.sam_med3d import canonical
 from scripts.segmenters.slicewise import SliceWiseSegmenter
+from scripts.segmenters.upright import canonical
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 MODELS: dict[str, type[SAM]] = {"sam_med2d": SAMMed2D, "sam_hq": SAMHQ, "sam_med3d": SAMMed3D}

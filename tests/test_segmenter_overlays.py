@@ -13,12 +13,13 @@ import torch
 import yaml
 from monai.bundle import ConfigWorkflow
 from PIL import Image
-from random_weights import SMALL, SMALL_3D, bare, random_weights, saved
+from random_weights import CROP, SLICES, SMALL, SMALL_3D, SMALL_HIERA, bare, names_of_sam2, random_weights, saved
 from skimage import data
 
 import scripts.segmenters
 from scripts.errors import InputError, reason
 from scripts.prompts import Prompts
+from scripts.segmenters import SAM2
 from scripts.segmenters.vit import ViTConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,8 @@ FAST: dict[str, Any] = {
     "prior_fit::levels": [{"size": 16, "controls": 0, "steps": 4}],
     "fit::levels": [{"size": 16, "controls": 4, "steps": 2}],
 }
-PLANAR = [overlay for overlay in OVERLAYS if overlay != "sam_med3d"]
+VOLUMETRIC: dict[str, dict[str, Any]] = {"sam_med3d": {}, "medical_sam_adapter": {"slices": SLICES, "crop": CROP}}
+PLANAR = [overlay for overlay in OVERLAYS if overlay not in VOLUMETRIC]
 
 
 def workflow(overlay: str, **overrides: Any) -> ConfigWorkflow:
@@ -60,11 +62,19 @@ def register(
     overlay: str, sizes: ViTConfig, pair: dict[str, str], prompts: list[Any] | None, folder: Path, moved: str
 ) -> Any:
     """Register as MONAI does; returns the network."""
-    file = saved(random_weights(bare(adapter_of(overlay), sizes).state_dict()), folder / "w.pth")
-    variant = {"_target_": "scripts.segmenters.vit.ViTConfig", **vars(sizes)}
-    variant["global_blocks"] = list(sizes.global_blocks)
+    if issubclass(adapter_of(overlay), SAM2):
+        pytest.importorskip("transformers", reason="SAM 2's encoder comes from transformers: requirements-sam2.txt")
+        sizes = SMALL_HIERA
+    more = VOLUMETRIC.get(overlay, {})
+    state = bare(adapter_of(overlay), sizes, **more).state_dict()
+    if sizes is SMALL_HIERA:
+        state = {names_of_sam2(name): value for name, value in state.items()}
+    file = saved(random_weights(state), folder / "w.pth")
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(sizes).items()}
+    variant = {"_target_": f"{type(sizes).__module__}.{type(sizes).__name__}", **lists}
+    options_of = {f"network_def::{key}": value for key, value in more.items()}
     options = {"checkpoint": str(file), "prompts": prompts, "output_dir": str(folder / "out"), **pair}
-    made = workflow(overlay, **{"network_def::variant": variant}, **options)
+    made = workflow(overlay, **{"network_def::variant": variant, **options_of}, **options)
     made.run()
     written = {path.name for path in (folder / "out").iterdir()}
     assert {moved, "ddf.nii.gz", "prompts.json", "run.json", "report.html"} <= written
@@ -90,12 +100,14 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("prompts", [None, [[20, 20, 6]], [[[10, 10, 3], [30, 30, 9]]]], ids=["none", "click", "box"])
-def test_registers_volumes(prompts: list[Any] | None, volumes: dict[str, str], tmp_path: Path) -> None:
-    network = register("sam_med3d", SMALL_3D, volumes, prompts, tmp_path, "moved.nii.gz")
+@pytest.mark.parametrize("overlay", VOLUMETRIC)
+def test_registers_volumes(overlay: str, prompts: list[Any] | None, volumes: dict[str, str], tmp_path: Path) -> None:
+    sizes = SMALL_3D if overlay == "sam_med3d" else SMALL
+    network = register(overlay, sizes, volumes, prompts, tmp_path, "moved.nii.gz")
     assert network.spec.dims == 3
 
 
-@pytest.mark.parametrize("overlay", ["sam_med2d", "sam_hq_vit_b"])
+@pytest.mark.parametrize("overlay", ["sam_med2d", "sam_hq_vit_b", "med_sam2"])
 def test_a_planar_model_registers_volumes(overlay: str, volumes: dict[str, str], tmp_path: Path) -> None:
     register(overlay, SMALL, volumes, [[[10, 10, 3], [30, 30, 9]]], tmp_path, "moved.nii.gz")
 

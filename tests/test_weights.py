@@ -183,13 +183,19 @@ def test_a_page_instead_of_weights(server: Server, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_nobody_offers(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="name: no file of one is offered for download; train it"):
+        get_weights(registry(server, url="", note="train it"), "one", tmp_path)
+
+
 def test_the_registry_is_complete() -> None:
     config = yaml.safe_load((ROOT / "configs" / "weights.yaml").read_text(encoding="utf-8"))
     overlays = {path.stem for path in (ROOT / "configs" / "segmenters").glob("*.yaml")}
     entries = {name: WeightFile(**entry) for name, entry in config["registry"].items()}
     assert {entry.segmenter for entry in entries.values()} == overlays
     for entry in entries.values():
-        assert entry.url.startswith("https://") and entry.licence and entry.citation
+        assert entry.url.startswith("https://") or (entry.url == "" and "train it" in entry.note)
+        assert entry.licence and entry.citation
         assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
     for overlay in overlays:  # each says how to fetch its weights
         text = (ROOT / "configs" / "segmenters" / f"{overlay}.yaml").read_text(encoding="utf-8")

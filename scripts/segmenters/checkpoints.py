@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .families import recognise
 LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 WRAPPERS = ("model_state_dict", "state_dict", "model", "encoder_dict")
 PREFIXES = ("module.", "_orig_mod.")
+Layout = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def lite_medsam_from_wheel() -> Path:
@@ -112,8 +114,14 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         raise InputError(f"checkpoint: {file} cannot be read as a file of weights ({error})") from error
 
 
-def load_strictly(network: nn.Module, file: str | Path, *, family: str, sha256: str | None = None) -> None:
+def load_strictly(
+    network: nn.Module, file: str | Path, *, family: str, sha256: str | None = None, layout: Layout | None = None
+) -> None:
     """Load weights into `network`; every key and shape must fit.
+
+    Args:
+        network: gets the weights; file: has them; family: of models, for messages; sha256: expected hash.
+        layout: gives the names of the file's state dict those of `network`, where they differ.
 
     Raises:
         InputError: when the hash differs or the file belongs to another family of models.
@@ -121,13 +129,14 @@ def load_strictly(network: nn.Module, file: str | Path, *, family: str, sha256: 
     file = Path(file)
     if sha256 is not None:
         verify(file, sha256)
-    state, expected = read_state_dict(file), network.state_dict()
+    content, expected = read_state_dict(file), network.state_dict()
+    state = layout(content) if layout else content
     missing = expected.keys() - state.keys()
     unexpected = state.keys() - expected.keys()
     reshaped = {key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape}
     if missing or unexpected or reshaped:
         example = sorted(missing or unexpected or reshaped)[0]
-        found = recognise(state)
+        found = recognise(content)
         advice = found.advice() if found else f"give a {family} file or select the matching segmenter"
         raise InputError(
             f"checkpoint: {file} does not hold {family} weights ({len(missing)} entries missing, "

@@ -70,7 +70,7 @@ class SAM(SamHeads):
         )
         self.checkpoint = needed(checkpoint, self.spec.name)
         self.build()
-        load_strictly(self, self.checkpoint, family=self.spec.name, sha256=sha256)
+        self.load(self.checkpoint, sha256)
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -90,6 +90,10 @@ class SAM(SamHeads):
         """Make the networks."""
         self.image_encoder = ImageEncoder(self.config)
         self.make_heads(self.config.size, self.config.grid, self.config.channels)
+
+    def load(self, checkpoint: str | Path, sha256: str | None) -> None:
+        """Fill the networks from a file."""
+        load_strictly(self, checkpoint, family=self.spec.name, sha256=sha256)
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """See `PromptableSegmenter.prepare`."""

@@ -101,18 +101,22 @@ def _block(
 
     `keys` is `[P, C]` while it is common to all prompts, and `[N, P, C]` afterwards.
     """
-    if block.skip_first_layer_pe:
-        queries = block.self_attn(q=queries, k=queries, v=queries)
-    else:
-        placed = queries + prompts
-        queries = queries + block.self_attn(q=placed, k=placed, v=queries)
-    queries = block.norm1(queries)
+    own = getattr(block, "among_tokens", None)  # Medical SAM Adapter does this otherwise
+    queries = block.norm1(own(queries, prompts) if own else _among_tokens(block, queries, prompts))
     placed_keys = keys + position
     queries = queries + _tokens_to_image(block.cross_attn_token_to_image, queries + prompts, keys, placed_keys)
     queries = block.norm2(queries)
     queries = block.norm3(queries + block.mlp(queries))
     keys = keys + _image_to_tokens(block.cross_attn_image_to_token, placed_keys, queries + prompts, queries)
     return queries, block.norm4(keys)
+
+
+def _among_tokens(block: TwoWayAttentionBlock, queries: Tensor, prompts: Tensor) -> Tensor:
+    """Attention of the tokens `[N, T, C]` to themselves, before the norm."""
+    if block.skip_first_layer_pe:
+        return block.self_attn(q=queries, k=queries, v=queries)
+    placed = queries + prompts
+    return queries + block.self_attn(q=placed, k=placed, v=queries)
 
 
 def _tokens_to_image(attention: Attention, queries: Tensor, keys: Tensor, placed: Tensor) -> Tensor:
@@ -142,11 +146,15 @@ def _image_to_tokens(attention: Attention, placed: Tensor, keys: Tensor, values:
     return weights.transpose(1, 2) @ given + attention.out_proj.bias
 
 
-def upscaled(decoder: MaskDecoder, keys: Tensor) -> Tensor:
+def upscaled(decoder: MaskDecoder, keys: Tensor, early: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Image tokens `[N, P, C]`, four times finer: `[N, P, 4, 4, c]`, behind a position the two refinements' 2 x 2
     (volumes: `[N, P, 8, 8, c]`).
 
     A transposed convolution whose stride is its size is a matrix product per position.
+
+    Args:
+        decoder, keys: see `attend`.
+        early: grids of the encoder, see `by_position`, added behind the first and the second refinement (SAM 2).
     """
     first, norm, activation, second, last = decoder.output_upscaling
 
@@ -155,8 +163,22 @@ def upscaled(decoder: MaskDecoder, keys: Tensor) -> Tensor:
         return (x @ kernel.flatten(1)).unflatten(-1, kernel.shape[1:]) + layer.bias
 
     x = finer(keys, first)  # [N, P, 4, c]
+    x = x if early is None else x + early[0]
     x = activation(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-    return last(finer(x, second))
+    x = finer(x, second)
+    return last(x if early is None else x + early[1])
+
+
+def by_position(grid: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A grid `[c, 2h, 2w]` in the order of `upscaled` after one refinement, `[P, 4, c]`; `[c, 4h, 4w]` after two,
+    `[P, 4, 4, c]`.
+    """
+    times = (grid.shape[1] // size[0]).bit_length() - 1
+    parts = grid.unflatten(2, (size[1], *[2] * times)).unflatten(1, (size[0], *[2] * times))
+    rows, columns = range(1, 2 + times), range(2 + times, 3 + 2 * times)
+    order = [axis for pair in zip(rows, columns, strict=True) for axis in pair]
+    parts = parts.permute(*order, 0).flatten(0, 1)  # [P, 2, 2, (2, 2,) c]
+    return parts.flatten(1, 2) if times == 1 else parts.flatten(3, 4).flatten(1, 2)
 
 
 def masks_from(finer: Tensor, weights: Tensor, size: tuple[int, ...]) -> Tensor:

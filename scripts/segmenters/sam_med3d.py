@@ -13,23 +13,19 @@ other axes than meant (`TangledAttention`).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
-from nibabel.orientations import io_orientation
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..geometry import resize_by_area, scaling_about_corner
+from ..geometry import resize_by_area
 from ..prompts import Prompts
 from .protocol import Decoded, Embedding
-from .sam import SAM
 from .sam_decoder import ImageTokens, decode_masks, image_tokens
+from .upright import UprightSAM, stability
 from .vit import Attention, Block, ChannelNorm, ImageEncoder, ViTConfig
 
 VOXEL = 1.5  # mm, of the training volumes
-STABLE = 1.0  # logits within which a stable mask has few voxels
 
 
 class TangledAttention(Attention):
@@ -121,7 +117,7 @@ class MaskDecoder3D(MaskDecoder):
         )
 
 
-class SAMMed3D(SAM):
+class SAMMed3D(UprightSAM):
     """SAM for medical volumes; arguments as for `SAM`, of which `masks` and `intensity` have no meaning here.
 
     The predicted quality is that of a mask's stability (how few voxels have a logit near 0), since training did not
@@ -139,22 +135,6 @@ class SAMMed3D(SAM):
         self.image_encoder = ImageEncoder(self.config, VolumeBlock)
         self.prompt_encoder = PromptEncoder3D(self.config)
         self.mask_decoder = MaskDecoder3D(self.config.channels)
-
-    @torch.no_grad()
-    def embed(self, images: list[Tensor], affines: list[Tensor] | None = None) -> list[Embedding]:
-        """See `PromptableSegmenter.embed`; volumes are turned and resampled first, as their affines say."""
-        affines = affines or [torch.eye(4) for _ in images]
-        turned = [canonical(image, affine) for image, affine in zip(images, affines, strict=True)]
-        fitted = [self.resampled(image, spacing) for image, spacing, _ in turned]
-        embeddings = []
-        for image, affine, small, (upright, _, turn), embedding in zip(
-            images, affines, fitted, turned, super().embed(fitted), strict=True
-        ):
-            shrink = scaling_about_corner(upright.shape[1:], small.shape[1:], device=self.device)
-            to_model = embedding.to_model @ shrink @ turn.to(self.device)
-            whole = tuple(image.shape[1:])
-            embeddings.append(replace(embedding, image_shape=whole, to_model=to_model, affine=affine))
-        return embeddings
 
     def resampled(self, image: Tensor, spacing: tuple[float, ...]) -> Tensor:
         """A volume `[C, *S]` with voxels of 1.5 mm, or as large as needed to fit into the input."""
@@ -186,8 +166,7 @@ class SAMMed3D(SAM):
     def _decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
         sparse, image = self.tokens(embedding, prompts)
         logits = decode_masks(self.mask_decoder, image, sparse, (0,))[0][:, 0]
-        flat = logits.flatten(1)
-        return Decoded(logits, (flat > STABLE).sum(1) / (flat > -STABLE).sum(1).clamp(min=1))
+        return Decoded(logits, stability(logits))
 
 
 def normalised(volume: Tensor) -> Tensor:
@@ -196,25 +175,3 @@ def normalised(volume: Tensor) -> Tensor:
     if len(shown) < 2 or shown.std() == 0:
         shown = volume.flatten()
     return (volume - shown.mean()) / shown.std().clamp(min=1e-8)
-
-
-def canonical(image: Tensor, affine: Tensor) -> tuple[Tensor, tuple[float, ...], Tensor]:
-    """A volume with its axes nearest to right, anterior and superior.
-
-    Args:
-        image: `[C, *S]`; affine: `[4, 4]`, voxels to RAS mm.
-
-    Returns:
-        the volume, its voxel size along each new axis, and the matrix `[4, 4]` from old to new voxels.
-    """
-    axes = io_orientation(affine.cpu().double().numpy())  # for each axis: the world's, and whether it runs along
-    order = [int(axes[:, 0].tolist().index(world)) for world in range(3)]
-    turn = torch.zeros(4, 4)
-    turn[3, 3] = 1
-    for new, old in enumerate(order):
-        along = axes[old, 1] > 0
-        turn[new, old], turn[new, 3] = (1, 0) if along else (-1, image.shape[1 + old] - 1)
-    against = [1 + new for new, old in enumerate(order) if turn[new, old] < 0]
-    upright = image.permute(0, *(1 + old for old in order)).flip(against)
-    steps = affine[:3, :3].norm(dim=0).tolist()
-    return upright, tuple(steps[old] for old in order), turn

@@ -61,12 +61,14 @@ class Attention(nn.Module):
         config: of the encoder; size: tokens along a side of the grid (or window) it is used on.
     """
 
+    prefix = "rel_pos_"
+
     def __init__(self, config: ViTConfig, size: int) -> None:
         super().__init__()
         self.heads = config.heads
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.proj = nn.Linear(config.width, config.width)
-        self.tables = [f"rel_pos_{axis}" for axis in "dhw"[-config.dims :]]
+        self.tables = [f"{self.prefix}{axis}" for axis in "dhw"[-config.dims :]]
         for name in self.tables:
             self.register_parameter(name, nn.Parameter(torch.zeros(2 * size - 1, config.width // config.heads)))
         offsets = torch.arange(size)[:, None] - torch.arange(size)[None] + size - 1  # query minus key
@@ -78,7 +80,7 @@ class Attention(nn.Module):
         batch, *grid, channels = x.shape
         tokens = x.flatten(1, -2).shape[1]
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).flatten(1, 2)
-        tables = [self.get_parameter(name)[self.offsets].to(qkv.dtype) for name in self.tables]  # [query, key, d]
+        tables = [self.table(name, n).to(qkv.dtype) for name, n in zip(self.tables, grid, strict=True)]
         at_once = max(1, MASK_ELEMENTS // tokens**2)
         parts = []
         for q, k, v in zip(*(part.split(at_once) for part in qkv), strict=True):
@@ -86,6 +88,10 @@ class Attention(nn.Module):
             parts.append(F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], attn_mask=mask)[:, 0])
         y = torch.cat(parts).view(batch, self.heads, tokens, -1)
         return self.proj(y.transpose(1, 2).reshape(batch, *grid, channels))
+
+    def table(self, name: str, n: int) -> Tensor:
+        """What a query multiplies with for each key, `[query, key, d]`, along an axis of `n` tokens."""
+        return self.get_parameter(name)[self.offsets]
 
     def scores(self, queries: Tensor, tables: list[Tensor]) -> Tensor:
         """What offsets add, `[N, *grid, *grid]`, of queries `[N, *grid, d]` with tables `[n, n, d]`, one per axis."""
@@ -127,16 +133,22 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = Mlp(config.width)
 
+    def inside(self, x: Tensor) -> Tensor:
+        """What a window, or the whole grid, makes of its tokens `[B, *grid, C]`."""
+        return self.attn(x)
+
     def attend(self, x: Tensor) -> Tensor:
         """The attention half of the block."""
-        y = self.norm1(x)
-        return x + (self._attend_in_windows(y) if self.window else self.attn(y))
+        return x + self.everywhere(self.norm1(x))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.attend(x)
         return x + self.mlp(self.norm2(x))
 
-    def _attend_in_windows(self, x: Tensor) -> Tensor:
+    def everywhere(self, x: Tensor) -> Tensor:
+        """`inside` of the whole grid, or of each window."""
+        if not self.window:
+            return self.inside(x)
         batch, *grid, channels = x.shape
         window, dims = self.window, len(grid)
         # Zeros beyond the edges take part in attention, also where a window exceeds the grid: the weights were trained
@@ -146,7 +158,7 @@ class Block(nn.Module):
         x = x.reshape(batch, *(n for count in counts for n in (count, window)), channels)
         inside = [window] * dims
         x = x.permute(0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), -1).reshape(-1, *inside, channels)
-        x = self.attn(x).view(batch, *counts, *inside, channels)
+        x = self.inside(x).view(batch, *counts, *inside, channels)
         x = x.permute(0, *(a for axis in range(dims) for a in (1 + axis, 1 + dims + axis)), -1)
         x = x.reshape(batch, *(n * window for n in counts), channels)
         for axis, n in enumerate(grid):
@@ -203,8 +215,12 @@ class ImageEncoder(nn.Module):
             ChannelNorm(config.channels),
         )
 
+    def positions(self) -> Tensor:
+        """What is added to each token for its place, `[1, *grid, width]`."""
+        return self.pos_embed
+
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.patch_embed(images) + self.pos_embed
+        x = self.patch_embed(images) + self.positions()
         levels = []
         for n, block in enumerate(self.blocks):
             x = block(x)
