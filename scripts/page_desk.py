@@ -133,7 +133,8 @@ class Desk:
             for k, name in enumerate(pairs.ids):
                 found = bool(pairs.found[k])
                 if found or sides[name] == side:
-                    marks.append(Mark(self._numbers[name] - 1, found, prompts[[k]], regions[k]))
+                    text = f"{name}: {pairs.confidence[k]:.2f}" if found else f"{name}: none"
+                    marks.append(Mark(self._numbers[name] - 1, found, prompts[[k]], regions[k], text))
         if self.waiting is not None and self.waiting[0] == side:
             corner = Prompts(torch.tensor([[self.waiting[1]]]), torch.ones(1, 1, dtype=torch.long))
             marks.append(Mark(max(self._numbers.values(), default=0), True, corner, None))

@@ -186,18 +186,20 @@ def build(
             text = told(work)
             return [*shown(one, text), written or None]
 
+        both = list(images.values())
         private: dict[str, Any] = {"api_visibility": "private"}
+        busy: dict[str, Any] = {**private, "show_progress_on": both}
         choice.change(
             lambda name: [gr.update(visible=name == OWN)] * 2, choice, list(uploads.values()), **private
         )  # fmt: skip
-        load.click(on_load, [choice, uploads["moving"], uploads["fixed"]], [*everything, plane, files], **private)
+        load.click(on_load, [choice, uploads["moving"], uploads["fixed"]], [*everything, plane, files], **busy)
         for side, image in images.items():
-            image.select(on_click(side), [desk, ask], everything, **private)
+            image.select(on_click(side), [desk, ask], everything, **busy)
             sliders[side].input(on_slice(side), [desk, sliders[side]], image, show_progress="hidden", **private)
-        plane.input(on_plane, [desk, plane], everything, **private)
-        remove.click(on_remove, [desk, chosen], everything, **private)
-        clear.click(lambda one: on_remove(one, None), desk, everything, **private)
-        register.click(on_register, desk, [*everything, files], **private)
+        plane.input(on_plane, [desk, plane], everything, **busy)
+        remove.click(on_remove, [desk, chosen], everything, **busy)
+        clear.click(lambda one: on_remove(one, None), desk, everything, **busy)
+        register.click(on_register, desk, [*everything, files], show_progress_on=[overlay, files], **private)
 
         def on_share(one: Desk | None, at: float) -> Any:
             return None if one is None else one.blend(at)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from skimage.measure import find_contours
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from .prompts import Prompts
 from .registration import ImageInfo
 
 LONGEST = 600  # pixels of the longest side on the page
+FONT = ImageFont.load_default(17)
 Path2D = list[tuple[float, float]]
 
 
@@ -28,12 +29,14 @@ class Mark:
     Attributes:
         number: index of its colour; found: whether it has a counterpart (else grey).
         prompt: one prompt in voxels of this image, None where only the region is known; region: `[*S]` probability.
+        text: written beside it.
     """
 
     number: int
     found: bool
     prompt: Prompts | None
     region: Tensor | None
+    text: str = ""
 
     @property
     def colour(self) -> str:
@@ -100,11 +103,11 @@ class View:
         pen = ImageDraw.Draw(picture)
         for mark in marks:
             for line in self._outlines(mark.region):
-                pen.line(line, fill="black", width=5)
-                pen.line(line, fill=mark.colour, width=3)
+                pen.line(line, fill="black", width=5, joint="curve")
+                pen.line(line, fill=mark.colour, width=3, joint="curve")
         for mark in marks:
             if mark.prompt is not None:
-                self._draw_prompt(pen, mark.prompt, mark.colour)
+                self._draw_prompt(pen, mark.prompt, mark.colour, mark.text)
         return picture
 
     def _outlines(self, region: Tensor | None) -> list[Path2D]:
@@ -121,7 +124,7 @@ class View:
             lines.append([self.pixel(voxel) for voxel in voxels.tolist()])
         return lines
 
-    def _draw_prompt(self, pen: ImageDraw.ImageDraw, prompt: Prompts, colour: str) -> None:
+    def _draw_prompt(self, pen: ImageDraw.ImageDraw, prompt: Prompts, colour: str, text: str) -> None:
         points = prompt.coordinates[0].tolist()
         if prompt.labels is None:
             ends = [self.pixel(point) for point in points]
@@ -133,10 +136,13 @@ class View:
             if in_slice and right - left > 4 and bottom - top > 4:
                 pen.rectangle((left, top, right, bottom), outline="black", width=4)
                 pen.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=colour, width=2)
+                pen.text((left + 6, top + 4), text, colour, font=FONT, stroke_width=2, stroke_fill="black")
             return
         for point, label in zip(points, prompt.labels[0].tolist(), strict=True):
             if label >= 0 and self.shown(point):
-                star(pen, self.pixel(point), colour if label else "white")
+                across, down = self.pixel(point)
+                star(pen, (across, down), colour if label else "white")
+                pen.text((across + 16, down - 9), text, colour, font=FONT, stroke_width=2, stroke_fill="black")
 
 
 def star(pen: ImageDraw.ImageDraw, at: tuple[float, float], colour: str, radius: float = 13) -> None:
