@@ -8,6 +8,7 @@ the dense map to them. This module decides nothing about the method, whose steps
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from threading import Lock, RLock
 from time import perf_counter
@@ -55,6 +56,13 @@ class Session:
 
     def __len__(self) -> int:
         return len(self._asked)
+
+    def fresh(self) -> Session:
+        """Another session on the same pair, without prompts; what the pair is prepared for is shared."""
+        other = copy(self)
+        other._asked, other._lock = {}, RLock()
+        other.seconds = self.seconds | {"corresponding prompts": 0.0}
+        return other
 
     def counterpart(self, prompts: list[GivenPrompt], side: str = "moving") -> RegionPairs:
         """Ask prompts given on one image for their counterparts on the other; they stay in the session.

@@ -146,7 +146,11 @@ class Visitor:
 
     def until(self, text: str, element: str = "#status") -> None:
         found = "([e, t]) => document.querySelector(e).innerText.includes(t)"
-        self.page.wait_for_function(found, arg=[element, text], timeout=60_000)
+        try:
+            self.page.wait_for_function(found, arg=[element, text], timeout=30_000)
+        except Exception as error:
+            shown = self.page.inner_text(element)
+            raise AssertionError(f"{element} does not say '{text}' but '{shown}'") from error
 
     def click(self, side: str, row: float, column: float) -> None:
         shown = self.page.locator(f"#{side} img")
