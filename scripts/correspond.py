@@ -27,7 +27,7 @@ from .marginalisation import (
     views_seen,
 )
 from .prompt_inversion import Inverse, Inversion, invert_prompts, starting_prompts
-from .prompts import GivenPrompt, Prompts
+from .prompts import GivenPrompt, Prompts, concatenated
 from .prototypes import centred_features, prototype, region_weights, similarity
 from .region_pairs import (
     Trust,
@@ -90,6 +90,24 @@ class Prior:
         corners = self.carry_points(box_corners(prompts.coordinates))
         return prompts.at(torch.stack([corners.amin(1), corners.amax(1)], dim=1))
 
+    def reversed(self, shape: Sequence[int]) -> Prior:
+        """The same for prompts on the fixed image, with the roles of the images exchanged.
+
+        With `phi(p) = T (p + u(p))` from fixed to moving voxels, T = `to_moving` and v = `inverse`, the way back is
+        `q -> T^-1 q + v(T^-1 q)`: a field `T v(T^-1 q)` on the moving grid, before the matrix T^-1. A field's own
+        values turn with the linear part of T alone. Fields go on constantly beyond the fixed image.
+
+        Args:
+            shape: of the moving image.
+        """
+        back, linear = torch.linalg.inv(self.to_moving), self.to_moving[:-1, :-1]
+        places = transform_points(back, identity_points(shape, device=self.ddf.device))
+        ddf, inverse = (
+            torch.tensordot(linear, sample(values, places, padding="border"), dims=1)
+            for values in (self.inverse, self.ddf)
+        )
+        return Prior(ddf, inverse, back)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -105,6 +123,10 @@ class Found:
     fixed_regions: Tensor
     prompts: Prompts
     cues: dict[str, Tensor]
+
+    def __getitem__(self, index: list[int]) -> Found:
+        cues = {name: values[index] for name, values in self.cues.items()}
+        return Found(self.moving_regions[index], self.fixed_regions[index], self.prompts[index], cues)
 
 
 def correspond(
@@ -155,11 +177,10 @@ def _in_memory(prompts: Prompts, moving: Embedding, fixed: Embedding, method: Me
 
 def joined(parts: list[Found]) -> Found:
     """The counterparts of several groups of prompts of one kind, in order."""
-    labels = [part.prompts.labels for part in parts if part.prompts.labels is not None]
     return Found(
         moving_regions=torch.cat([part.moving_regions for part in parts]),
         fixed_regions=torch.cat([part.fixed_regions for part in parts]),
-        prompts=Prompts(torch.cat([part.prompts.coordinates for part in parts]), torch.cat(labels) if labels else None),
+        prompts=concatenated([part.prompts for part in parts]),
         cues={name: torch.cat([part.cues[name] for part in parts]) for name in parts[0].cues},
     )
 

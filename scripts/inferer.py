@@ -7,25 +7,22 @@ Registers a moving image to a fixed one by corresponding prompts (Huang et al., 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from time import perf_counter
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
-from tqdm import tqdm
 
+from .clock import Clock
 from .correspond import Method, Prior, correspond, pair_up
 from .correspondence import Fit, fit_transformation
 from .errors import InputError, as_bool
 from .geometry import folding_percent, warp
 from .objectives import Objective
 from .prealignment import CHOICES, prealign
+from .prepared import PreparedPair
 from .prompt_inversion import clamp_to_image
 from .prompt_sampling import Sampling, promote_clicks, sample_prompts
 from .prompts import GivenPrompt, Prompts, batched
@@ -106,64 +103,86 @@ class PromptRegInferer(Inferer):
     @torch.no_grad()
     def register(self, request: PairRequest, network: Segmenter) -> Registration:
         """Register a pair; see `Registration` for what comes back."""
-        self._check(request, network)
-        metered = Metered(network)
-        segmenter = self._for_image(metered, request)
-        grid = Grid(tuple(request.fixed.shape[1:]), request.fixed_info.spacing)
+        self.check(request, network)
         generator = torch.Generator().manual_seed(self.seed)
-
         with Clock(self.progress) as clock:
-            with clock("encode both images"):
-                affines = [request.fixed_info.affine, request.moving_info.affine]
-                fixed, moving = segmenter.encode([request.fixed, request.moving], [a.float() for a in affines])
-            with clock("coarse prior"):
-                scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
-                to_moving, prealigned = prealign(self.prealignment, request, scene)
-                coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
-            with clock("one scene or two"):
-                edges: tuple[Tensor, Tensor] | None = None
-                evidence: dict[str, float] = {}
-                if self.same_scene and request.fixed.ndim == 3:  # a picture
-                    edges, evidence = self.same_scene.propose(scene, grid, to_moving)
-                ddf, inverse = edges or (coarse(grid), coarse.inverse(grid))
-                prior = Prior(ddf, inverse, to_moving)
+            pair = self.prepare(request, network, clock)
+            segmenter, moving, to_moving = pair.segmenter, pair.moving, pair.to_moving
             with clock("prompts on the moving image"):
                 given = request.prompts or sample_prompts(
                     segmenter, moving, request.moving, self.sampling, generator, request.moving_label
                 )
                 prompts = understood(segmenter, moving, given, self.sampling)
             with clock("corresponding prompts"):
-                found = correspond(segmenter, request.moving, moving, fixed, prompts, prior, self.method, generator)
-                pairs = pair_up(found, prompts, given, to_moving, fixed.spacing, self.method.trust)
-            with clock("dense correspondence"):
-                scene = Scene(
-                    replace(scene.fixed, regions=pairs.fixed_regions),
-                    replace(scene.moving, regions=pairs.moving_regions),
-                    pairs.confidence,
+                found = correspond(
+                    segmenter, request.moving, moving, pair.fixed, prompts, pair.prior, self.method, generator
                 )
-                if edges is not None:
-                    ddf, inverse = edges  # more precise than regions
-                else:
-                    initial = coarse if self.start == "prior" else None
-                    fitted = fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=initial)
-                    ddf, inverse = fitted(grid), fitted.inverse(grid)
+                pairs = pair_up(found, prompts, given, to_moving, pair.fixed.spacing, self.method.trust)
+            with clock("dense correspondence"):
+                fitted = self.fitted(pair, pairs)
+        return self.registration(pair, with_clicks(pairs, given, fitted), fitted, clock.seconds)
+
+    @torch.no_grad()
+    def prepare(self, request: PairRequest, network: Segmenter, clock: Clock) -> PreparedPair:
+        """Everything that needs no prompt: both images encoded, the coarse prior, one scene or two."""
+        metered = Metered(network)
+        segmenter = self._for_image(metered, request)
+        grid = Grid(tuple(request.fixed.shape[1:]), request.fixed_info.spacing)
+        with clock("encode both images"):
+            affines = [request.fixed_info.affine, request.moving_info.affine]
+            fixed, moving = segmenter.encode([request.fixed, request.moving], [a.float() for a in affines])
+        with clock("coarse prior"):
+            scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
+            to_moving, prealigned = prealign(self.prealignment, request, scene)
+            coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
+        with clock("one scene or two"):
+            edges: tuple[Tensor, Tensor] | None = None
+            evidence: dict[str, float] = {}
+            if self.same_scene and request.fixed.ndim == 3:  # a picture
+                edges, evidence = self.same_scene.propose(scene, grid, to_moving)
+            ddf, inverse = edges or (coarse(grid), coarse.inverse(grid))
+            prior = Prior(ddf, inverse, to_moving)
+        return PreparedPair(
+            request, metered, segmenter, grid, fixed, moving, scene, prealigned, coarse, edges, evidence, prior
+        )
+
+    @torch.no_grad()
+    def fitted(self, pair: PreparedPair, pairs: RegionPairs) -> Prior:
+        """The dense map that region pairs lead to."""
+        if pair.edges is not None:  # more precise than regions
+            ddf, inverse = pair.edges
+            return Prior(ddf, inverse, pair.to_moving)
+        scene = Scene(
+            replace(pair.scene.fixed, regions=pairs.fixed_regions),
+            replace(pair.scene.moving, regions=pairs.moving_regions),
+            pairs.confidence,
+        )
+        initial = pair.coarse if self.start == "prior" else None
+        fit = fit_transformation(scene, pair.grid, pair.to_moving, self.objective, self.fit, initial=initial)
+        return Prior(fit(pair.grid), fit.inverse(pair.grid), pair.to_moving)
+
+    def registration(
+        self, pair: PreparedPair, pairs: RegionPairs, fitted: Prior, seconds: dict[str, float]
+    ) -> Registration:
+        """What a pair's map and region pairs amount to, with the cost and the settings that led to them."""
+        request = pair.request
         return Registration(
             fixed=request.fixed,
             moving=request.moving,
-            moved=warp(request.moving, ddf, to_moving),
+            moved=warp(request.moving, fitted.ddf, fitted.to_moving),
             fixed_info=request.fixed_info,
             moving_info=request.moving_info,
-            ddf=ddf,
-            inverse=inverse,
-            to_moving=to_moving,
-            pairs=with_clicks(pairs, given, Prior(ddf, inverse, to_moving)),
-            folding_percent=folding_percent(ddf),
-            seconds=clock.seconds,
-            counts=metered.counts,
-            settings=self.settings(segmenter),
-            hypothesis="features" if edges is None else "one scene",
-            evidence=evidence,
-            prealigned=prealigned,
+            ddf=fitted.ddf,
+            inverse=fitted.inverse,
+            to_moving=fitted.to_moving,
+            pairs=pairs,
+            folding_percent=folding_percent(fitted.ddf),
+            seconds=seconds,
+            counts=dict(pair.metered.counts),
+            settings=self.settings(pair.segmenter),
+            hypothesis="features" if pair.edges is None else "one scene",
+            evidence=pair.evidence,
+            prealigned=pair.prealigned,
         )
 
     def _for_image(self, network: Segmenter, request: PairRequest) -> Segmenter:
@@ -174,7 +193,8 @@ class PromptRegInferer(Inferer):
         shapes = [request.fixed.shape[1:], request.moving.shape[1:]]
         return SliceWiseSegmenter(network, self.slices, normal_axis(self.slices.plane, affines, shapes))
 
-    def _check(self, request: PairRequest, network: Segmenter) -> None:
+    def check(self, request: PairRequest, network: Segmenter) -> None:
+        """Raise `InputError`, before any work, for a pair that this model or way of sampling cannot take."""
         dims = request.fixed.ndim - 1
         if dims < network.spec.dims:
             raise InputError(
@@ -235,30 +255,3 @@ def with_clicks(pairs: RegionPairs, given: list[GivenPrompt], found: Prior) -> R
     clicks = clicks.to(found.ddf.device)
     counterparts = clamp_to_image(found.carry_prompts(clicks), tuple(found.ddf.shape[1:]))
     return replace(pairs, moving_prompts=clicks, fixed_prompts=counterparts)
-
-
-class Clock:
-    """Wall time by stage, with a progress bar."""
-
-    STAGES = 6
-
-    def __init__(self, progress: bool) -> None:
-        self.seconds: dict[str, float] = {}
-        self._bar = tqdm(
-            total=self.STAGES, disable=not progress, bar_format="{desc:<28} |{bar:30}| {elapsed}", file=sys.stderr
-        )
-
-    def __enter__(self) -> Clock:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._bar.set_description("stopped" if any(failure) else "registered")
-        self._bar.close()
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self._bar.set_description(stage)
-        began = perf_counter()
-        yield
-        self.seconds[stage] = perf_counter() - began
-        self._bar.update()

@@ -127,15 +127,21 @@ def _entry(item: Any, number: int) -> dict[str, Any]:
 
 
 def given_prompts(
-    entries: list[dict[str, Any]], shape: tuple[int, ...], to_voxel: Tensor | None, masks: Mapping[str, Tensor]
+    entries: list[dict[str, Any]],
+    shape: tuple[int, ...],
+    to_voxel: Tensor | None,
+    masks: Mapping[str, Tensor],
+    *,
+    side: str = "moving",
 ) -> list[GivenPrompt]:
-    """Check entries of `read_given` against the moving image.
+    """Check entries of `read_given` against the image they were given on.
 
     Args:
         entries: plain entries.
-        shape: size of the moving image.
+        shape: size of the image.
         to_voxel: `[D+1, D+1]` matrix from world millimetres when prompts are in world space, else None.
         masks: label maps `[*shape]` by the path an entry names.
+        side: "moving" or "fixed", for messages.
 
     Raises:
         InputError: for a wrong number of coordinates, wrong labels, an empty box or mask, or a point outside the image.
@@ -148,10 +154,10 @@ def given_prompts(
             continue
         box = "box" in entry
         raw = entry["box"] if box else entry.get("points", [entry.get("point")])
-        points = _points(raw, len(shape), name)
+        points = _points(raw, len(shape), name, side)
         if to_voxel is not None:
             points = transform_points(to_voxel, points.T.double()).T.float()
-        _check_inside(points, shape, name)
+        _check_inside(points, shape, name, side)
         labels = None if box else _labels(entry.get("labels"), len(points), name)
         if box:
             if len(points) != 2:
@@ -168,14 +174,14 @@ def given_prompts(
     return prompts
 
 
-def _points(raw: Any, dims: int, name: str) -> Tensor:
+def _points(raw: Any, dims: int, name: str, side: str) -> Tensor:
     try:
         points = torch.tensor(raw, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}: {raw!r} is no list of points; expected {dims} numbers per point") from error
     if points.ndim != 2 or points.shape[1] != dims:
         raise InputError(
-            f"{name}: {raw!r} has the wrong length; the moving image has {dims} axes, so a point is {dims} numbers"
+            f"{name}: {raw!r} has the wrong length; the {side} image has {dims} axes, so a point is {dims} numbers"
         )
     if not points.isfinite().all():
         raise InputError(f"{name}: {raw!r} holds NaN or infinite coordinates")
@@ -193,12 +199,12 @@ def _labels(raw: Any, count: int, name: str) -> Tensor:
     return torch.tensor(labels)
 
 
-def _check_inside(points: Tensor, shape: tuple[int, ...], name: str) -> None:
+def _check_inside(points: Tensor, shape: tuple[int, ...], name: str, side: str) -> None:
     last = torch.tensor(shape) - 1
     for point in points:
         if (point < -0.5).any() or (point > last + 0.5).any():
             place = [round(x, 2) for x in point.tolist()]
-            raise InputError(f"{name}: voxel {place} lies outside the moving image of size {list(shape)}")
+            raise InputError(f"{name}: voxel {place} lies outside the {side} image of size {list(shape)}")
 
 
 def _from_mask(entry: dict[str, Any], mask: Tensor, name: str) -> list[GivenPrompt]:
@@ -221,11 +227,16 @@ def batched(prompts: list[GivenPrompt]) -> Prompts | None:
         return Prompts(torch.stack([p.points for p in prompts]))
     if any(p.labels is None for p in prompts):
         return None
-    longest = max(len(p.points) for p in prompts)
-    points = [torch.cat([p.points, p.points[:1].expand(longest - len(p.points), -1)]) for p in prompts]
-    labels = [
-        torch.cat([p.labels, p.labels.new_full((longest - len(p.points),), -1)])
-        for p in prompts
-        if p.labels is not None
-    ]
-    return Prompts(torch.stack(points), torch.stack(labels))
+    return concatenated([Prompts(p.points[None], None if p.labels is None else p.labels[None]) for p in prompts])
+
+
+def concatenated(parts: list[Prompts]) -> Prompts:
+    """Prompts of one kind, without masks, as one batch. Missing points get the label -1."""
+    longest = max(part.coordinates.shape[1] for part in parts)
+    points, labels = [], []
+    for part in parts:
+        missing = longest - part.coordinates.shape[1]
+        points.append(torch.cat([part.coordinates, part.coordinates[:, :1].expand(-1, missing, -1)], dim=1))
+        if part.labels is not None:
+            labels.append(torch.cat([part.labels, part.labels.new_full((len(part), missing), -1)], dim=1))
+    return Prompts(torch.cat(points), torch.cat(labels) if labels else None)

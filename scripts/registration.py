@@ -59,6 +59,18 @@ class RegionPairs:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __getitem__(self, index: list[int]) -> RegionPairs:
+        return RegionPairs(
+            moving_prompts=self.moving_prompts[index],
+            fixed_prompts=self.fixed_prompts[index],
+            moving_regions=self.moving_regions[index],
+            fixed_regions=self.fixed_regions[index],
+            confidence=self.confidence[index],
+            cues={name: values[index] for name, values in self.cues.items()},
+            found=self.found[index],
+            ids=tuple(self.ids[k] for k in index),
+        )
+
 
 @dataclass(frozen=True)
 class Registration:

@@ -8,6 +8,7 @@ MONAI Label hands an inferer the image tensor and nothing more. `ResultToDictd` 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from .confine import image_in
 from .errors import InputError
 from .images import frame_option, read_image, read_label
 from .memory import check_memory
 from .outputs import plain, prompts_record
 from .prompts import GivenPrompt, given_prompts, read_given
+from .registration import ImageInfo
 from .request import PairRequest
 
 
@@ -29,8 +32,11 @@ class ReadPaird(MapTransform):
 
     Reads from the dictionary, beside the two image keys (fixed first): "prompts" (see `prompts.read_given`),
     "prompt_space" ("voxel" or "world"), "moving_label" (path), "fixed_frame" and "moving_frame" (0-based, for files
-    with several frames) and, as MONAI Label's clients send them, "foreground" and "background" (lists of voxels; they
-    form one prompt).
+    with several frames) and, as MONAI Label's clients send them, "foreground" and "background" (lists of voxels that
+    form one prompt; on pictures these clients count columns first).
+
+    A dictionary with the key "image_path" comes from a client of MONAI Label, which must not choose files of the
+    server: the moving image is then one that lies beside the fixed one, by its name or id, and prompts come inline.
 
     Args:
         keys: keys of the fixed and of the moving image's path.
@@ -56,6 +62,8 @@ class ReadPaird(MapTransform):
         for key, name in zip(self.keys, self.names, strict=True):
             if not data.get(key):
                 raise InputError(f"{name}: none given; expected the path of an image")
+        if "image_path" in data:
+            data = {**data, self.moving_key: self._confined(data)}
         (fixed, fixed_info), (moving, moving_info) = (
             read_image(data[key], name=name, frame=data.get(frame_option(name)))
             for key, name in zip(self.keys, self.names, strict=True)
@@ -76,7 +84,7 @@ class ReadPaird(MapTransform):
             moving=moving,
             fixed_info=fixed_info,
             moving_info=moving_info,
-            prompts=self._prompts(data, shape, moving_info.affine),
+            prompts=self._prompts(data, shape, moving_info),
             moving_label=read_label(label, name="moving_label", shape=shape) if label else None,
         )
         image = MetaTensor(
@@ -84,21 +92,69 @@ class ReadPaird(MapTransform):
         )
         return {**data, self.fixed_key: image, self.moving_key: MetaTensor(moving, affine=moving_info.affine)}
 
+    def _confined(self, data: Mapping[Hashable, Any]) -> Path:
+        for option in ("moving_label", "prompts"):
+            if isinstance(data.get(option), str) and data[option]:
+                raise InputError(f"{option}: a client cannot name files of the server; give prompts as inline lists")
+        return image_in(Path(str(data["image_path"])).parent, data[self.moving_key], what=self.names[1])
+
     @staticmethod
-    def _prompts(data: Mapping[Hashable, Any], shape: tuple[int, ...], affine: Tensor) -> list[GivenPrompt] | None:
+    def _prompts(data: Mapping[Hashable, Any], shape: tuple[int, ...], info: ImageInfo) -> list[GivenPrompt] | None:
         space = data.get("prompt_space") or "voxel"
         if space not in ("voxel", "world"):
             raise InputError(f"prompt_space: unknown '{space}', expected 'voxel' or 'world'")
         entries = read_given(data.get("prompts"))
-        clicks = [(p, 1) for p in data.get("foreground") or []] + [(p, 0) for p in data.get("background") or []]
-        if entries is None and clicks:
-            # Clients count three axes even on pictures; what lies beyond the image's own axes carries no position.
-            points = [list(point)[: len(shape)] for point, _ in clicks]
-            entries = [{"id": "1", "points": points, "labels": [label for _, label in clicks]}]
+        if entries is None:
+            entry = clicked(data.get("foreground"), data.get("background"), info)
+            entries = None if entry is None else [{"id": "1", **entry}]
         if entries is None:
             return None
+        if "image_path" in data and any("mask" in e for e in entries):
+            raise InputError("prompts: a client cannot name masks on the server; give points or boxes")
         masks = {e["mask"]: read_label(e["mask"], name="prompts", shape=shape) for e in entries if "mask" in e}
-        return given_prompts(entries, shape, torch.linalg.inv(affine) if space == "world" else None, masks)
+        return given_prompts(entries, shape, torch.linalg.inv(info.affine) if space == "world" else None, masks)
+
+
+def clicked(foreground: Any, background: Any, info: ImageInfo) -> dict[str, Any] | None:
+    """Clicks of MONAI Label's clients as an entry of `prompts.read_given`; None when there are none.
+
+    They count three axes even on pictures, and there the column first; what lies beyond the image's own axes carries
+    no position.
+
+    Raises:
+        InputError: for anything but lists of points.
+    """
+    clicks = [(point, label) for points, label in ((foreground, 1), (background, 0)) for point in _listed(points)]
+    if not clicks:
+        return None
+    dims = len(info.spacing)
+    points = [list(point)[:dims] for point, _ in clicks]
+    if info.kind == "picture":
+        points = [point[::-1] for point in points]
+    return {"points": points, "labels": [label for _, label in clicks]}
+
+
+def _listed(points: Any) -> list[Any]:
+    if points is None:
+        return []
+    if not isinstance(points, list) or not all(isinstance(point, list | tuple) for point in points):
+        raise InputError(f"foreground, background: {str(points)[:80]!r} is no list of points, e.g. [[120, 84, 7]]")
+    return points
+
+
+class LabelFiled(MapTransform):
+    """Give the regions the form in which MONAI Label's writer makes a file that lies on the image.
+
+    It turns axes round, and puts a picture with a channel into a volume; so of a picture it gets the transposed plane.
+    Small integers, because files of pictures hold nothing else.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.keys:
+            regions = d[key].to(torch.uint8)
+            d[key] = regions[0].T if regions.ndim == 3 else regions
+        return d
 
 
 class ResultToDictd(MapTransform):

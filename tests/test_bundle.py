@@ -209,7 +209,7 @@ def test_chain_of_monai_label(pair: dict[str, str], tmp_path: Path) -> None:
     network.eval()
 
     request: dict[str, Any] = {"image": pair["fixed"], "moving": pair["moving"], "device": "cpu"}
-    request |= {"foreground": [[64, 60, 0]], "background": []}
+    request |= {"foreground": [[60, 64, 0]], "background": []}  # clients count the columns of pictures first
     for transform in stage(parser, "preprocessing").transforms:
         request = transform(request)
     inferer = stage(parser, "inferer")
@@ -218,7 +218,7 @@ def test_chain_of_monai_label(pair: dict[str, str], tmp_path: Path) -> None:
     for transform in stage(parser, "postprocessing").transforms:
         request = transform(request)
 
-    assert request["pred"].shape == (1, SIZE, SIZE) == request["image"].shape
+    assert request["pred"].shape == (SIZE, SIZE) == request["image"].shape[1:]
     assert torch.equal(request["pred"].affine, request["image"].affine)
     assert request["pred"].unique().tolist() == [0, 1]
     (prompt,) = json.loads(json.dumps(request["result"], allow_nan=False))["prompts"]
@@ -227,7 +227,7 @@ def test_chain_of_monai_label(pair: dict[str, str], tmp_path: Path) -> None:
     (found,) = prompt["fixed"]["voxel"]
     assert np.allclose(found, np.subtract((64, 60), SHIFT), atol=2.5)
     row, column = np.rint(found).astype(int)
-    assert request["pred"][0, row, column] == 1
+    assert request["pred"][column, row] == 1  # transposed, as MONAI Label writes it
 
 
 def test_displayable_configs_are_ids_of_the_config() -> None:

@@ -1,0 +1,71 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""What a click costs: `python -m scripts.click_speed --fixed_image F --moving_image M [--clicks 6]`.
+
+Prints the seconds before the first click, of every click, and their ratio to the seconds inside the model's decoder.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import perf_counter
+from typing import Any
+
+import fire
+import torch
+
+from .benchmark import configured
+from .errors import one_line_errors
+from .interactive import Session
+from .prompt_sampling import foreground
+from .prompts import GivenPrompt
+from .transforms import ReadPaird
+
+
+class Stopwatch:
+    """Wraps the decoder's calls and adds up their time."""
+
+    def __init__(self, network: Any) -> None:
+        self.seconds = 0.0
+        for name in ("decode", "decode_jacobian"):
+            setattr(network, name, self._timed(getattr(network, name)))
+
+    def _timed(self, call: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds += perf_counter() - began
+
+        return timed
+
+
+def run(fixed_image: str, moving_image: str, clicks: int = 6, **overrides: object) -> None:
+    """Click on seeded places of the moving image and of the fixed one in turn.
+
+    Args:
+        fixed_image, moving_image: the pair.
+        clicks: how many.
+        overrides: any id of configs/inference.yaml.
+    """
+    one_line_errors()
+    inferer, network = configured([], dict(overrides))
+    request = ReadPaird()({"image": fixed_image, "moving": moving_image})["image"].meta["request"]  # type: ignore[attr-defined]
+    watch = Stopwatch(network)
+    began = perf_counter()
+    session = Session(inferer, request, network)
+    print(f"before the first click {perf_counter() - began:6.2f} s")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(clicks):
+        side = ("moving", "fixed")[number % 2]
+        allowed = foreground(request.moving if side == "moving" else request.fixed).nonzero().float()
+        place = allowed[torch.randint(len(allowed), (1,), generator=generator)]
+        inside, began = watch.seconds, perf_counter()
+        pair = session.counterpart([GivenPrompt(str(number), place, torch.ones(1, dtype=torch.long))], side)
+        seconds, inside = perf_counter() - began, watch.seconds - inside
+        print(f"{side:>6} {seconds:6.2f} s, decoder {inside:6.2f} s, ratio {seconds / inside:4.2f}, "
+              f"confidence {pair.confidence[0]:.2f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(fire.Fire(run))

@@ -1,0 +1,208 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""What is on the page in the browser, and what each click on it does (needs gradio; `page` is the command)."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+from skimage import data
+
+from .demo import example
+from .errors import InputError, reason
+from .inferer import PromptRegInferer
+from .page_desk import PLANES, Desk
+from .readers import PICTURES, VOLUMES
+from .segmenters.protocol import PromptableSegmenter
+
+logger = logging.getLogger(__name__)
+RETINA, COINS = "a retinal photograph and itself, warped", "coins, and the same turned and cut"
+GIVEN, OWN = "the pair given on the command line", "my own files"
+CSS = """
+footer {display: none !important}
+.prompts td, .prompts th {padding: 2px 14px; text-align: left}
+#status {min-height: 2.2em}
+"""
+
+
+def sample_pair(name: str, folder: Path) -> dict[str, str | Path]:
+    """Files of a sample pair, by side."""
+    if name == COINS:
+        coins = Image.fromarray(data.coins())
+        pictures = {
+            "fixed": coins.crop((0, 0, 330, 300)),
+            "moving": coins.rotate(8, fillcolor=60).crop((30, 10, 384, 303)),
+        }
+    else:
+        fixed, moving, _ = example()
+        pictures = {
+            side: Image.fromarray(image[0].round().clamp(0, 255).numpy().astype(np.uint8))
+            for side, image in (("fixed", fixed), ("moving", moving))
+        }
+    files: dict[str, str | Path] = {side: folder / f"{side}.png" for side in pictures}
+    for side, picture in pictures.items():
+        picture.save(files[side])
+    return files
+
+
+def told(work: Callable[[], str]) -> str:
+    """What to say: the answer, or one sentence on what was wrong; the log names the cause of what is nobody's fault."""
+    try:
+        return work()
+    except InputError as wrong:
+        return f"⚠ {reason(wrong)}"
+    except Exception:
+        logger.exception("a request failed")
+        return "⚠ This could not be done; the log of the server names the cause."
+
+
+def build(
+    inferer: PromptRegInferer, network: PromptableSegmenter, given: dict[str, str | Path] | None = None
+) -> gr.Blocks:
+    """The page as a `gradio.Blocks`, with a pair of files by side to start with."""
+    samples = ([GIVEN] if given else []) + [RETINA, COINS, OWN]
+
+    with gr.Blocks(title="PromptReg", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        desk = gr.State(None, time_to_live=7200)
+        gr.Markdown("## PromptReg: point at something in one image, see it in the other\n"
+                    "Not a medical device; for research.")  # fmt: skip
+        with gr.Row():
+            choice = gr.Dropdown(samples, value=samples[0], label="Images", elem_id="choice", scale=2)
+            uploads = {
+                side: gr.File(label=f"{side} image", file_types=[*PICTURES, *VOLUMES], visible=False, height=90)
+                for side in ("moving", "fixed")
+            }
+            load = gr.Button("Load", variant="primary", elem_id="load", scale=1)
+        status = gr.Markdown("Choose images and press *Load*.", elem_id="status")
+        images, sliders = {}, {}
+        with gr.Row():
+            for side in ("moving", "fixed"):
+                with gr.Column():
+                    images[side] = gr.Image(
+                        label=f"{side} image", interactive=False, format="png", elem_id=side, buttons=[]
+                    )
+                    sliders[side] = gr.Slider(0, 1, step=1, label="slice", visible=False, elem_id=f"{side}_slice")
+        with gr.Row():
+            ask = gr.Radio(["click", "box"], value="click", label="Ask with (a box is two clicks)", elem_id="ask")
+            plane = gr.Radio(list(PLANES), value="axial", label="Plane", visible=False)
+        with gr.Row():
+            table = gr.HTML(elem_id="table")
+            with gr.Column():
+                chosen = gr.Dropdown([], multiselect=True, label="Prompts to remove", elem_id="chosen")
+                with gr.Row():
+                    remove = gr.Button("Remove", elem_id="remove")
+                    clear = gr.Button("Remove all", elem_id="clear")
+        register = gr.Button("Register with these prompts", variant="primary", elem_id="register")
+        with gr.Row():
+            with gr.Column():
+                overlay = gr.Image(
+                    label="fixed / moved", interactive=False, format="png", elem_id="overlay", buttons=[]
+                )
+                share = gr.Slider(0, 1, value=0.5, label="fixed ... moved", elem_id="share")
+            files = gr.File(label="Field, regions, prompts, report", file_count="multiple", elem_id="files")
+
+        everything = [desk, status, *images.values(), *sliders.values(), table, chosen, overlay]
+
+        def shown(one: Desk | None, text: str) -> list[Any]:
+            if one is None:
+                return [one, text, None, None, *[gr.skip()] * 2, "", gr.skip(), None]
+            steps = [
+                gr.update(visible=one.volume, maximum=max(1, one.slices(side) - 1), value=one.at[side])
+                for side in sliders
+            ]
+            pictures = [one.picture(side) for side in images]
+            return [one, text, *pictures, *steps, one.table(), gr.update(choices=one.names, value=[]), one.blend(0.5)]
+
+        def on_load(name: str, moving: str | None, fixed: str | None) -> list[Any]:
+            made: list[Desk] = []
+
+            def work() -> str:
+                with tempfile.TemporaryDirectory() as folder:
+                    own: dict[str, str | Path] = {"fixed": fixed or "", "moving": moving or ""}
+                    pair = own if name == OWN else given if name == GIVEN and given else sample_pair(name, Path(folder))
+                    made.append(Desk(pair, inferer, network))
+                seconds = sum(made[0].session.seconds.values())
+                return f"Ready after {seconds:.0f} s. Click something in either image."
+
+            text = told(work)
+            one = made[0] if made else None
+            return [*shown(one, text), gr.update(visible=bool(one and one.volume), value="axial"), None]
+
+        def on_click(side: str) -> Callable[..., list[Any]]:
+            def clicked(one: Desk | None, how: str, event: gr.SelectData) -> list[Any]:
+                if one is None:
+                    return shown(None, "⚠ Load a pair of images first.")
+                text = told(lambda: one.click(side, list(event.index), box=how == "box"))
+                return shown(one, text)
+
+            return clicked
+
+        def on_slice(side: str) -> Callable[..., Any]:
+            def moved(one: Desk | None, at: int) -> Any:
+                if one is None:
+                    return None
+                one.at[side] = int(min(max(at, 0), one.slices(side) - 1))
+                return one.picture(side)
+
+            return moved
+
+        def on_plane(one: Desk | None, name: str) -> list[Any]:
+            if one is not None:
+                one.choose_plane(name if name in PLANES else "axial")
+            return shown(one, "")
+
+        def on_remove(one: Desk | None, names: list[str] | None) -> list[Any]:
+            if one is None:
+                return shown(None, "⚠ Load a pair of images first.")
+
+            def work() -> str:
+                one.remove(one.names if names is None else names)
+                return "Removed."
+
+            return shown(one, told(work))
+
+        def on_register(one: Desk | None) -> list[Any]:
+            if one is None:
+                return [*shown(None, "⚠ Load a pair of images first."), None]
+            written: list[str] = []
+
+            def work() -> str:
+                written.extend(one.register())
+                result = one.result
+                if result is None:
+                    raise InputError("register: the prompts changed meanwhile; register again")
+                pairs = result.pairs
+                return (
+                    f"Registered: {int(pairs.found.sum())} of {len(pairs)} prompts have a counterpart, "
+                    f"{len(pairs) - len(one.names)} of them sampled; folding {result.folding_percent:.3f} %."
+                )
+
+            text = told(work)
+            return [*shown(one, text), written or None]
+
+        both = list(images.values())
+        private: dict[str, Any] = {"api_visibility": "private"}
+        busy: dict[str, Any] = {**private, "show_progress_on": both}
+        choice.change(
+            lambda name: [gr.update(visible=name == OWN)] * 2, choice, list(uploads.values()), **private
+        )  # fmt: skip
+        load.click(on_load, [choice, uploads["moving"], uploads["fixed"]], [*everything, plane, files], **busy)
+        for side, image in images.items():
+            image.select(on_click(side), [desk, ask], everything, **busy)
+            sliders[side].input(on_slice(side), [desk, sliders[side]], image, show_progress="hidden", **private)
+        plane.input(on_plane, [desk, plane], everything, **busy)
+        remove.click(on_remove, [desk, chosen], everything, **busy)
+        clear.click(lambda one: on_remove(one, None), desk, everything, **busy)
+        register.click(on_register, desk, [*everything, files], show_progress_on=[overlay, files], **private)
+
+        def on_share(one: Desk | None, at: float) -> Any:
+            return None if one is None else one.blend(at)
+
+        share.input(on_share, [desk, share], overlay, show_progress="hidden", **private)
+    return page

@@ -1,0 +1,51 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""A pair before any prompt is asked: both images encoded, and where things are expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .correspond import Prior
+from .request import PairRequest
+from .scene import Scene
+from .segmenters.protocol import Embedding, Metered, Segmenter
+from .transformations import Grid, Transformation
+
+
+@dataclass(frozen=True)
+class PreparedPair:
+    """What all prompts of a pair share.
+
+    Attributes:
+        request: the pair.
+        metered: the model, counting its work; segmenter: the same for images of these dimensions.
+        grid: the fixed image's.
+        fixed, moving: embeddings.
+        scene: both images as objectives see them, without regions.
+        prealigned: what the images were placed by (see `prealignment`).
+        coarse: the fitted prior.
+        edges: `[D, *S]` map and inverse of "one scene", where that was found; else None.
+        evidence: for or against one scene.
+        prior: where things are expected, of whichever hypothesis leads.
+    """
+
+    request: PairRequest
+    metered: Metered
+    segmenter: Segmenter
+    grid: Grid
+    fixed: Embedding
+    moving: Embedding
+    scene: Scene
+    prealigned: dict[str, Any]
+    coarse: Transformation
+    edges: tuple[Tensor, Tensor] | None
+    evidence: dict[str, float]
+    prior: Prior
+
+    @property
+    def to_moving(self) -> Tensor:
+        """Matrix `[D+1, D+1]` from fixed to moving voxels before the fit."""
+        return self.prior.to_moving
