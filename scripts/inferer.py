@@ -152,10 +152,11 @@ class PromptRegInferer(Inferer):
         if pair.edges is not None:  # more precise than regions
             ddf, inverse = pair.edges
             return Prior(ddf, inverse, pair.to_moving)
-        scene = Scene(
-            replace(pair.scene.fixed, regions=pairs.fixed_regions),
-            replace(pair.scene.moving, regions=pairs.moving_regions),
-            pairs.confidence,
+        scene = replace(
+            pair.scene,
+            fixed=replace(pair.scene.fixed, regions=pairs.fixed_regions),
+            moving=replace(pair.scene.moving, regions=pairs.moving_regions),
+            confidence=pairs.confidence,
         )
         initial = pair.coarse if self.start == "prior" else None
         fit = fit_transformation(scene, pair.grid, pair.to_moving, self.objective, self.fit, initial=initial)
