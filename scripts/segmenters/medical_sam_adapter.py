@@ -142,8 +142,9 @@ class MedicalSAMAdapter(UprightSAM):
         return ((image - low) / (high - low)).clamp(0, 1)
 
     def _encode(self, inputs: Tensor) -> list[Tensor]:
-        volumes = [self.image_encoder(volume.movedim(-1, 0)) for volume in inputs]
-        return [torch.stack([grid.movedim(0, -1) for grid in level]) for level in zip(*volumes, strict=True)]
+        # The deepest grid alone: the tokens would take three times as much memory, a gigabyte a volume.
+        deep = [self.image_encoder(volume.movedim(-1, 0))[-1] for volume in inputs]
+        return [torch.stack([grid.movedim(0, -1) for grid in deep])]
 
     def sparse(self, prompts: Prompts) -> Tensor:
         """Prompt tokens `[N, T, C]` of clicks `[N, P, 3]` in voxels of the model input.
