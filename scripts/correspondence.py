@@ -30,7 +30,9 @@ class Level:
 
     Attributes:
         size: voxels along the longest side of the sampling grid.
-        controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone.
+        controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone. A
+            level with fewer than 1.5 voxels for each, because the image or the most `voxels` of a grid allow no more,
+            is left out.
         steps: Adam steps.
     """
 
@@ -138,7 +140,10 @@ def fit_transformation(
     device = scene.fixed.image.device
     scene = replace(scene, to_moving=to_moving)
     transformation = start(fit, fixed, device, initial)
-    for level in fit.levels:
+    for number, level in enumerate(fit.levels):
+        finest = max(fixed.coarsened(level.size, fit.voxels).shape) / 1.5
+        if number and level.controls > finest and not isinstance(transformation, Linear):
+            continue
         if level.controls:
             transformation = transformation.refined(level.controls)
         _fit_level(transformation, level, scene, fixed, to_moving, objective, fit)
