@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from scripts.prompts import Prompts
-from scripts.segmenters.protocol import Embedding, PromptableSegmenter
+from scripts.segmenters.embedding import Embedding
+from scripts.segmenters.promptable import PromptableSegmenter
 from scripts.segmenters.sam import SAM
 from scripts.segmenters.sam2 import HieraConfig
 from scripts.segmenters.sam2_layout import MOVED, RENAMED

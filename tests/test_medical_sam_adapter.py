@@ -25,7 +25,7 @@ from scripts.errors import InputError
 from scripts.geometry import transform_points
 from scripts.prompts import Prompts
 from scripts.segmenters import SAM, MedicalSAMAdapter
-from scripts.segmenters.protocol import Embedding
+from scripts.segmenters.embedding import Embedding
 from scripts.segmenters.slice_encoder import SliceBlock, StretchedAttention, near_square
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

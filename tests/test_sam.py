@@ -28,8 +28,8 @@ from scripts.errors import InputError
 from scripts.geometry import transform_points
 from scripts.prompts import Prompts
 from scripts.segmenters import SAM, MedSAM
+from scripts.segmenters.embedding import Embedding
 from scripts.segmenters.intensities import as_picture
-from scripts.segmenters.protocol import Embedding
 from scripts.segmenters.vit import VARIANTS, ViTConfig
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

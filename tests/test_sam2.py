@@ -29,8 +29,9 @@ from scripts.errors import InputError
 from scripts.geometry import transform_points
 from scripts.prompts import Prompts
 from scripts.segmenters import SAM2, MedSAM2
+from scripts.segmenters.embedding import Embedding
 from scripts.segmenters.growing import SliceWise
-from scripts.segmenters.protocol import Embedding, SegmenterSpec
+from scripts.segmenters.protocol import SegmenterSpec
 from scripts.segmenters.sam2 import VARIANTS
 from scripts.segmenters.sam2_layout import our_layout, our_name
 from scripts.segmenters.sam_heads import OUTPUTS

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from ..geometry import resize_by_area
 from ..prompts import Prompts
-from .protocol import Decoded, Embedding
+from .embedding import Embedding
+from .protocol import Decoded
 from .sam_decoder import ImageTokens, decode_masks, image_tokens
 from .upright import UprightSAM, stability
 from .vit import Attention, Block, ChannelNorm, ImageEncoder, ViTConfig
