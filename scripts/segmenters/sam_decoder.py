@@ -160,7 +160,8 @@ def upscaled(decoder: MaskDecoder, keys: Tensor, early: tuple[Tensor, Tensor] | 
 
     def finer(x: Tensor, layer: torch.nn.ConvTranspose2d) -> Tensor:
         kernel = layer.weight.flatten(2).permute(2, 1, 0)  # [4, c, C]
-        return F.linear(x, kernel.flatten(0, 1), layer.bias.repeat(len(kernel))).unflatten(-1, kernel.shape[:2])
+        bias = layer.get_parameter("bias").repeat(len(kernel))
+        return F.linear(x, kernel.flatten(0, 1), bias).unflatten(-1, kernel.shape[:2])
 
     x = finer(keys, first)  # [N, P, 4, c]
     x = x if early is None else x + early[0]

@@ -54,7 +54,7 @@ class PatchEmbedding(nn.Module):
         self.seq = nn.Sequential(ConvNorm(channels_in, channels // 2), nn.GELU(), ConvNorm(channels // 2, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = self.seq[0].folded(), self.seq[2].folded()
+        first, second = (layer.folded() for layer in self.seq if isinstance(layer, ConvNorm))
         return by_strips(lambda strip: second(F.gelu(first(strip))), x, self.channels)
 
 
