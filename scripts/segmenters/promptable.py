@@ -7,6 +7,7 @@ prompts it takes. To add a model, subclass `PromptableSegmenter` and fill in the
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .derivatives import central_differences, forward_mode
 from .embedding import Embedding
 from .protocol import Decoded, SegmenterSpec
 
+logger = logging.getLogger(__name__)
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -36,6 +38,7 @@ class PromptableSegmenter(nn.Module, ABC):
 
     spec: SegmenterSpec
     checkpoint: str | Path = ""
+    _told: bool = False  # that differences are taken
 
     def __init__(self, chunk: int = 4, batch: int = 1, precision: str = "float32", cache_mb: float = 0) -> None:
         super().__init__()
@@ -147,8 +150,8 @@ class PromptableSegmenter(nn.Module, ABC):
         """Logits and their derivative by every prompt coordinate.
 
         Forward mode where the model allows it (one primal pass, then one tangent pass per coordinate: about `1 + P * D`
-        decodes per prompt), else central differences (`1 + 2 * P * D`) with steps of a tenth of a voxel of the model
-        input.
+        decodes per prompt), else, with a notice, central differences (`1 + 2 * P * D`) with steps of a tenth of a voxel
+        of the model input.
 
         Returns:
             logits `[N, *mask]` and derivatives `[N, P * D, *mask]` per voxel of the image.
@@ -157,6 +160,9 @@ class PromptableSegmenter(nn.Module, ABC):
             InputError: for a type of prompt that the model cannot take.
         """
         self.check(prompts)
+        if not self.spec.differentiable and not self._told:
+            logger.warning("%s has no derivative by prompts; central differences stand in", self.spec.name)
+            self._told = True
         prompts = prompts.to(self.device)
         step = 0.1 / embedding.to_model[:-1, :-1].norm(dim=0)  # image voxels, by axis
         parts = []
