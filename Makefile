@@ -13,7 +13,7 @@ export OMP_NUM_THREADS := $(THREADS)
 
 install: $(VENV)/.installed models/model.pt
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+$(VENV)/.installed: requirements.txt requirements-sam2.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

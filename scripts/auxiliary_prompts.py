@@ -35,7 +35,8 @@ from .errors import InputError
 from .geometry import centroid
 from .prompt_inversion import Inverse, clamp_to_image, evaluate
 from .prompts import Prompts
-from .segmenters.protocol import Embedding, Segmenter
+from .segmenters.embedding import Embedding
+from .segmenters.protocol import Segmenter
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ from .registration import RegionPairs, Registration
 from .request import PairRequest
 from .same_scene import SameScene
 from .scene import Scene, View
+from .segmenters.embedding import Embedding
 from .segmenters.growing import SliceWise
-from .segmenters.protocol import Embedding, Metered, Segmenter
+from .segmenters.metered import Metered
+from .segmenters.protocol import Segmenter
 from .segmenters.slices import normal_axis
 from .segmenters.slicewise import SliceWiseSegmenter
 from .transformations import Grid

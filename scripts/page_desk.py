@@ -23,7 +23,7 @@ from .prompts import Prompts, given_prompts
 from .registration import Registration
 from .report import write_report
 from .request import PairRequest
-from .segmenters.protocol import PromptableSegmenter
+from .segmenters.promptable import PromptableSegmenter
 from .transforms import ReadPaird
 
 LARGEST = 40_000_000  # voxels of an image

@@ -19,7 +19,7 @@ from .errors import InputError, reason
 from .inferer import PromptRegInferer
 from .page_desk import PLANES, Desk
 from .readers import PICTURES, VOLUMES
-from .segmenters.protocol import PromptableSegmenter
+from .segmenters.promptable import PromptableSegmenter
 
 logger = logging.getLogger(__name__)
 RETINA, COINS = "a retinal photograph and itself, warped", "coins, and the same turned and cut"

@@ -11,7 +11,9 @@ from torch import Tensor
 from .correspond import Prior
 from .request import PairRequest
 from .scene import Scene
-from .segmenters.protocol import Embedding, Metered, Segmenter
+from .segmenters.embedding import Embedding
+from .segmenters.metered import Metered
+from .segmenters.protocol import Segmenter
 from .transformations import Grid, Transformation
 
 

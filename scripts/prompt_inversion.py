@@ -29,7 +29,8 @@ from .errors import InputError
 from .geometry import bounding_box
 from .prompts import Prompts
 from .prototypes import area_weights, prototype, prototype_jacobian, region_weights, similarity, similarity_jacobian
-from .segmenters.protocol import Embedding, Segmenter
+from .segmenters.embedding import Embedding
+from .segmenters.protocol import Segmenter
 
 
 @dataclass(frozen=True)

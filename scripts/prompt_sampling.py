@@ -18,7 +18,8 @@ from .errors import InputError
 from .geometry import bounding_box, sample
 from .prompt_inversion import clamp_to_image, scaled_boxes
 from .prompts import GivenPrompt, Prompts
-from .segmenters.protocol import Embedding, Segmenter
+from .segmenters.embedding import Embedding
+from .segmenters.protocol import Segmenter
 
 WAYS = ("stable", "uniform", "grid", "inside", "outside")
 

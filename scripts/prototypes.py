@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .geometry import resize_by_area
-from .segmenters.protocol import Embedding
+from .segmenters.embedding import Embedding
 
 
 def centred_features(embedding: Embedding, *, centre: bool = True, level: int = -1) -> Tensor:

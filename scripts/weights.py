@@ -6,6 +6,7 @@ python -m monai.bundle run get_weights --config_file configs/weights.yaml --name
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class WeightFile:
         url: where its authors offer it, "" if nowhere; file: its name.
         segmenter: overlay that reads it, below `configs/segmenters`.
         licence, citation: of the weights.
-        size: in bytes; sha256: both None where no source could be found that tells.
+        size: in bytes; sha256: both None where no source could be found that tells; md5: where only that sum is known.
         note: what a user should know.
     """
 
@@ -37,6 +38,7 @@ class WeightFile:
     citation: str
     size: int | None = None
     sha256: str | None = None
+    md5: str | None = None
     note: str = ""
 
 
@@ -75,6 +77,7 @@ def get_weights(registry: Mapping[str, Any], name: str, output_dir: str | Path, 
     else:
         found = download(wanted.url, target, size=wanted.size, sha256=wanted.sha256, progress=progress)
         _check_kind(target, wanted)
+    _check_md5(target, wanted)
     sys.stdout.write(summary(wanted, target, found))
     return target
 
@@ -91,9 +94,19 @@ def _check_kind(file: Path, wanted: WeightFile) -> None:
         )
 
 
+def _check_md5(file: Path, wanted: WeightFile) -> None:
+    if wanted.md5 is None:
+        return
+    with file.open("rb") as handle:
+        found = hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != wanted.md5.lower():
+        raise InputError(f"output_dir: {file} has MD5 {found}, expected {wanted.md5}; remove it and call again")
+
+
 def summary(wanted: WeightFile, file: Path, found: str) -> str:
     """What was fetched, how far it is verified and how to use it."""
-    verified = "verified" if wanted.sha256 else "UNVERIFIED: no published hash is known"
+    partly = "MD5 verified: that alone is known" if wanted.md5 else "UNVERIFIED: no published hash is known"
+    verified = "verified" if wanted.sha256 else partly
     return (
         f"{file}\n  SHA-256 {found} ({verified})\n  licence {wanted.licence}\n  cite {wanted.citation}\n"
         + (f"  note {wanted.note}\n" if wanted.note else "")

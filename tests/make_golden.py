@@ -1,9 +1,10 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """Numbers that upstream's own networks compute from `random_weights`, for models whose code is no dependency of ours.
 
-    python tests/make_golden.py NAME SOURCE
+    python tests/make_golden.py NAME SOURCE [full]
 
-writes `tests/golden/NAME.npz`. SOURCE is a folder in which upstream's package can be imported:
+writes `tests/golden/NAME.npz`; with `full`, NAME_full.npz, a few of the numbers at full size. SOURCE is a folder in
+which upstream's package can be imported:
 `sam_med2d`: a checkout of OpenGVLab/SAM-Med2D (made with bfd2b93); `sam_hq`: the package segment-anything-hq (made with
 0.3); `sam_med3d`: the package medim (made with 0.1.2), and appdirs, einops, huggingface_hub, which it imports;
 `medical_sam_adapter`: a checkout of ImprintLab/Medical-SAM-Adapter (made with 4dcdc63), which imports einops;
@@ -81,13 +82,13 @@ def of_med3d(config: Any) -> tuple[nn.Module, dict[str, Any], Decode]:
 
 
 @torch.no_grad()
-def slices_of_volumes(small: Any) -> dict[str, Tensor]:
+def slices_of_volumes(small: Any, slices_each: int, crop: int, count: int = 2) -> dict[str, Tensor]:
     """Medical SAM Adapter asked as its training did: each slice gets the clicks of all, as row, column of the crop."""
     from models.common import TwoWayTransformer
     from models.sam.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder
-    from random_weights import CROP, SLICES, prompts_of_every_kind, random_slices, random_weights
+    from random_weights import prompts_of_every_kind, random_slices, random_weights
 
-    how = SimpleNamespace(thd=True, chunk=SLICES, mid_dim=None, mod="sam_adpt")
+    how = SimpleNamespace(thd=True, chunk=slices_each, mid_dim=None, mod="sam_adpt")
     c, grid = small.channels, (small.grid, small.grid)
     network = nn.Module()
     network.image_encoder = ImageEncoderViT(how, **encoder_arguments(small))
@@ -96,10 +97,10 @@ def slices_of_volumes(small: Any) -> dict[str, Tensor]:
     network.mask_decoder = MaskDecoder(num_multimask_outputs=3, transformer_dim=c, transformer=transformer)
     network.load_state_dict(random_weights(network.state_dict()))
     network.eval()
-    volumes = random_slices(small)
+    volumes = random_slices(small, slices_each)[:count]
     # Both volumes at once, as a training batch: volume first, then slice.
     together = network.image_encoder(volumes.permute(0, 4, 1, 2, 3).flatten(0, 1))
-    features = together.unflatten(0, (len(volumes), SLICES))
+    features = together.unflatten(0, (len(volumes), slices_each))
     numbers = {"features": features.permute(0, 2, 3, 4, 1)}
     for kind, prompts in prompts_of_every_kind(small.size, small.grid, 3).items():
         if prompts.labels is None or prompts.masks is not None:
@@ -107,8 +108,9 @@ def slices_of_volumes(small: Any) -> dict[str, Tensor]:
         for n, slices in enumerate(features):
             masks = []
             for points, labels in zip(prompts.coordinates, prompts.labels, strict=True):
-                clicks = [(p[:2] + 0.5) * CROP / small.size - 0.5 for p in points for _ in range(SLICES // len(points))]
-                of_slices = [label for label in labels for _ in range(SLICES // len(points))]
+                times = max(1, slices_each // len(points))
+                clicks = [(p[:2] + 0.5) * crop / small.size - 0.5 for p in points for _ in range(times)]
+                of_slices = [label for label in labels for _ in range(times)]
                 sparse, dense = network.prompt_encoder(
                     points=(torch.stack(clicks)[None], torch.stack(of_slices)[None]), boxes=None, masks=None
                 )
@@ -191,18 +193,41 @@ def of_sam2(small: Any) -> dict[str, Tensor]:
     return numbers
 
 
+def write_full(name: str) -> None:
+    from random_weights import FULL_CROP, FULL_SLICES, thinned
+
+    from scripts.segmenters import sam2, vit
+
+    if name == "medical_sam_adapter":
+        numbers = slices_of_volumes(vit.VARIANTS["vit_b"], FULL_SLICES, FULL_CROP, count=1)
+    else:
+        numbers = of_sam2(sam2.VARIANTS["tiny"])
+    write(f"{name}_full", {key: thinned(values) for key, values in numbers.items()})
+
+
 def write(name: str, numbers: dict[str, Tensor]) -> None:
     GOLDEN.mkdir(exist_ok=True)
     np.savez_compressed(GOLDEN / f"{name}.npz", **{k: v.numpy() for k, v in numbers.items()})
 
 
 @torch.no_grad()
-def main(name: str, source: str) -> None:
-    sys.path.insert(0, source)  # before our own environment's package of the same name
-    from random_weights import SMALL, SMALL_3D, SMALL_HIERA, prompts_of_every_kind, random_inputs, random_weights
+def main(name: str, source: str, size: str = "small") -> None:
+    sys.path[:0] = [source, str(GOLDEN.parents[1])]  # before our own environment's package of the same name
+    from random_weights import (
+        CROP,
+        SLICES,
+        SMALL,
+        SMALL_3D,
+        SMALL_HIERA,
+        prompts_of_every_kind,
+        random_inputs,
+        random_weights,
+    )
 
+    if size == "full":
+        return write_full(name)
     if name == "medical_sam_adapter":
-        return write(name, slices_of_volumes(SMALL))
+        return write(name, slices_of_volumes(SMALL, SLICES, CROP))
     if name == "sam2":
         return write(name, of_sam2(SMALL_HIERA))
     small = SMALL_3D if name == "sam_med3d" else SMALL

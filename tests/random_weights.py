@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from scripts.prompts import Prompts
-from scripts.segmenters.protocol import Embedding, PromptableSegmenter
+from scripts.segmenters.embedding import Embedding
+from scripts.segmenters.promptable import PromptableSegmenter
 from scripts.segmenters.sam import SAM
 from scripts.segmenters.sam2 import HieraConfig
 from scripts.segmenters.sam2_layout import MOVED, RENAMED
@@ -28,6 +29,7 @@ SMALL_HIERA = HieraConfig(
     size=128, width=16, stages=(1, 2, 3, 1), windows=(8, 4, 6, 3), global_blocks=(4,), background=5, channels=32
 )
 SLICES, CROP = 6, 32  # of volumes for Medical SAM Adapter
+FULL_SLICES, FULL_CROP = 2, 96  # at full size, where as many slices as in training would take an hour
 
 
 def random_weights(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,10 +133,15 @@ def bare(kind: type[SAM], config: ViTConfig, **more: Any) -> Any:
     return model
 
 
-def random_slices(config: ViTConfig) -> Tensor:
-    """Two volumes `[2, 3, size, size, SLICES]`, smooth."""
-    noise = torch.randn(2, 3, 12, 12, SLICES, generator=torch.Generator().manual_seed(5))
-    return nn.functional.interpolate(noise, (config.size, config.size, SLICES), mode="trilinear")
+def random_slices(config: ViTConfig, slices: int = SLICES) -> Tensor:
+    """Two volumes `[2, 3, size, size, slices]`, smooth."""
+    noise = torch.randn(2, 3, 12, 12, slices, generator=torch.Generator().manual_seed(5))
+    return nn.functional.interpolate(noise, (config.size, config.size, slices), mode="trilinear")
+
+
+def thinned(values: Tensor) -> Tensor:
+    """About 2000 values of many, evenly, in one row: what is kept of a network's numbers at full size."""
+    return values.flatten()[:: max(1, values.numel() // 2000)]
 
 
 def random_inputs(config: ViTConfig) -> Tensor:

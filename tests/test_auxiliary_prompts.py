@@ -23,7 +23,8 @@ from scripts.errors import InputError
 from scripts.prompt_inversion import Inverse, evaluate
 from scripts.prompts import Prompts
 from scripts.prototypes import area_weights, centred_features, prototype
-from scripts.segmenters.protocol import Embedding, Metered
+from scripts.segmenters.embedding import Embedding
+from scripts.segmenters.metered import Metered
 
 
 def rectangle(first: tuple[int, int], last: tuple[int, int], shape: tuple[int, int] = (40, 50)) -> Tensor:

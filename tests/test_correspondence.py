@@ -15,7 +15,7 @@ from scripts.geometry import folding_percent, identity_matrix, identity_points, 
 from scripts.intensity_terms import LnccTerm, MutualInformationTerm
 from scripts.objectives import Objective, bending_energy
 from scripts.scene import Scene, View
-from scripts.segmenters.protocol import Embedding
+from scripts.segmenters.embedding import Embedding
 from scripts.transformations import Grid, Transformation
 
 SHAPE = (72, 64)

@@ -26,9 +26,9 @@ from scripts.errors import InputError
 from scripts.geometry import transform_points
 from scripts.prompts import Prompts
 from scripts.segmenters import SAM, SAMHQ, SAMMed2D, SAMMed3D
+from scripts.segmenters.embedding import Embedding
 from scripts.segmenters.growing import SliceWise
 from scripts.segmenters.intensities import DEVIATION, MEAN
-from scripts.segmenters.protocol import Embedding
 from scripts.segmenters.sam_decoder import decode_masks
 from scripts.segmenters.sam_heads import best
 from scripts.segmenters.slicewise import SliceWiseSegmenter

@@ -21,7 +21,7 @@ from scripts.segmenters.checkpoints import (
     read_state_dict,
     write_model_file,
 )
-from scripts.segmenters.protocol import Embedding
+from scripts.segmenters.embedding import Embedding
 
 BOXES = Prompts(
     torch.tensor([[[60.0, 50.0], [150.0, 170.0]], [[20.0, 30.0], [90.0, 80.0]], [[5.0, 9.0], [199.0, 249.0]]])

@@ -11,6 +11,8 @@ import pytest
 import torch
 from random_weights import (
     CROP,
+    FULL_CROP,
+    FULL_SLICES,
     SLICES,
     SMALL,
     assert_jacobian_is_the_derivative,
@@ -18,6 +20,7 @@ from random_weights import (
     prompts_of_every_kind,
     random_slices,
     random_weights,
+    thinned,
 )
 from torch import Tensor, nn
 
@@ -25,8 +28,9 @@ from scripts.errors import InputError
 from scripts.geometry import transform_points
 from scripts.prompts import Prompts
 from scripts.segmenters import SAM, MedicalSAMAdapter
-from scripts.segmenters.protocol import Embedding
+from scripts.segmenters.embedding import Embedding
 from scripts.segmenters.slice_encoder import SliceBlock, StretchedAttention, near_square
+from scripts.segmenters.vit import VARIANTS
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 KINDS = ["one click", "five clicks", "inside, outside, padding"]
@@ -84,6 +88,26 @@ def test_the_network_is_upstreams(
         logits = model.decode(embeddings[n], prompts_of(kind)).logits
         assert expected.std() > 0.05 and logits.shape[1:] == (32, 32, SLICES)
         assert torch.allclose(logits[:, ::3, ::3], expected, **CLOSE), kind
+
+
+@pytest.mark.slow
+def test_full_size(tmp_path: Path) -> None:
+    """The numbers of `make_golden.py medical_sam_adapter SOURCE full`: ViT-B at 1024, two slices."""
+    with np.load(Path(__file__).parent / "golden" / "medical_sam_adapter_full.npz") as stored:
+        numbers = {key: torch.from_numpy(stored[key]) for key in stored}
+    shapes = bare(MedicalSAMAdapter, VARIANTS["vit_b"], slices=FULL_SLICES).state_dict()
+    torch.save({"state_dict": random_weights(shapes)}, tmp_path / "w.pth")
+    model = MedicalSAMAdapter(tmp_path / "w.pth", slices=FULL_SLICES, crop=FULL_CROP)
+    with torch.no_grad():
+        (features,) = model._encode(random_slices(model.config, FULL_SLICES)[:1])
+    assert torch.allclose(thinned(features), numbers["features"], rtol=1e-4, atol=1e-3)
+    size = model.spec.input_size
+    embedding = Embedding((features[0],), size, torch.eye(4), size, size)
+    for kind in KINDS:
+        logits = model.decode(embedding, prompts_of_every_kind(1024, 64, 3)[kind]).logits
+        expected = numbers[f"{kind}/0/logits"]
+        assert expected.std() > 0.05
+        assert torch.allclose(thinned(logits[:, ::3, ::3]), expected, rtol=1e-3, atol=1e-3), kind
 
 
 @pytest.mark.parametrize("kind", ["five clicks", "inside, outside, padding"])

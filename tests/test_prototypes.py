@@ -15,7 +15,7 @@ from scripts.prototypes import (
     similarity,
     similarity_jacobian,
 )
-from scripts.segmenters.protocol import Embedding
+from scripts.segmenters.embedding import Embedding
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

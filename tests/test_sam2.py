@@ -22,6 +22,7 @@ from random_weights import (
     prompts_of_every_kind,
     random_inputs,
     random_weights,
+    thinned,
 )
 from torch import Tensor, nn
 
@@ -29,8 +30,9 @@ from scripts.errors import InputError
 from scripts.geometry import transform_points
 from scripts.prompts import Prompts
 from scripts.segmenters import SAM2, MedSAM2
+from scripts.segmenters.embedding import Embedding
 from scripts.segmenters.growing import SliceWise
-from scripts.segmenters.protocol import Embedding, SegmenterSpec
+from scripts.segmenters.protocol import SegmenterSpec
 from scripts.segmenters.sam2 import VARIANTS
 from scripts.segmenters.sam2_layout import our_layout, our_name
 from scripts.segmenters.sam_heads import OUTPUTS
@@ -148,6 +150,30 @@ def test_encoders_of_every_size_can_be_made(variant: str, model: SAM2) -> None:
     with torch.device("meta"):
         made = bare(SAM2, VARIANTS[variant])
     assert len(made.image_encoder.backbone.blocks) == sum(VARIANTS[variant].stages)
+
+
+@pytest.mark.slow
+def test_full_size(model: SAM2, tmp_path: Path) -> None:
+    """The numbers of `make_golden.py sam2 SOURCE full`."""
+    with np.load(Path(__file__).parent / "golden" / "sam2_full.npz") as stored:
+        numbers = {key: torch.from_numpy(stored[key]) for key in stored}
+    shapes = bare(SAM2, VARIANTS["tiny"]).state_dict()
+    torch.save({"model": random_weights({names_of_sam2(k): v for k, v in shapes.items()})}, tmp_path / "tiny.pt")
+    large = SAM2(tmp_path / "tiny.pt")
+    with torch.no_grad():
+        levels = large._encode(random_inputs(large.config))
+    for name, level in zip(LEVELS, levels, strict=True):
+        assert torch.allclose(thinned(level), numbers[name], rtol=1e-4, atol=1e-3), name
+    size, square = large.spec.input_size, torch.eye(3)
+    for n in range(2):
+        embedding = Embedding(tuple(level[n] for level in levels), size, square, size, size)
+        for kind, prompts in prompts_of_every_kind(1024, 64).items():
+            for masks in OUTPUTS:
+                large.choose_outputs(masks)
+                decoded = large.decode(embedding, prompts)
+                expected = numbers[f"{kind}/{n}/{masks}/logits"]
+                assert expected.std() > 0.05
+                assert torch.allclose(thinned(decoded.logits[:, ::3, ::3]), expected, rtol=1e-3, atol=1e-3), kind
 
 
 def test_files_of_other_models_are_refused(model: SAM2, tmp_path: Path) -> None:

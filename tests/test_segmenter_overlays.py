@@ -59,22 +59,24 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def register(
-    overlay: str, sizes: ViTConfig, pair: dict[str, str], prompts: list[Any] | None, folder: Path, moved: str
+    overlay: str, sizes: ViTConfig | None, pair: dict[str, str], prompts: list[Any] | None, folder: Path, moved: str
 ) -> Any:
-    """Register as MONAI does; returns the network."""
+    """Register as MONAI does, `sizes` None: at full size; returns the network."""
     if issubclass(adapter_of(overlay), SAM2):
         pytest.importorskip("transformers", reason="SAM 2's encoder comes from transformers: requirements-sam2.txt")
-        sizes = SMALL_HIERA
+        sizes = sizes and SMALL_HIERA
     more = VOLUMETRIC.get(overlay, {})
-    state = bare(adapter_of(overlay), sizes, **more).state_dict()
-    if sizes is SMALL_HIERA:
+    config = sizes or adapter_of(overlay).variants[overlay.removeprefix("sam2_")]
+    state = bare(adapter_of(overlay), config, **more).state_dict()
+    if issubclass(adapter_of(overlay), SAM2):
         state = {names_of_sam2(name): value for name, value in state.items()}
     file = saved(random_weights(state), folder / "w.pth")
-    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(sizes).items()}
-    variant = {"_target_": f"{type(sizes).__module__}.{type(sizes).__name__}", **lists}
     options_of = {f"network_def::{key}": value for key, value in more.items()}
+    if sizes is not None:
+        lists = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(sizes).items()}
+        options_of["network_def::variant"] = {"_target_": f"{type(sizes).__module__}.{type(sizes).__name__}", **lists}
     options = {"checkpoint": str(file), "prompts": prompts, "output_dir": str(folder / "out"), **pair}
-    made = workflow(overlay, **{"network_def::variant": variant, **options_of}, **options)
+    made = workflow(overlay, **options_of, **options)
     made.run()
     written = {path.name for path in (folder / "out").iterdir()}
     assert {moved, "ddf.nii.gz", "prompts.json", "run.json", "report.html"} <= written
@@ -86,6 +88,13 @@ def register(
 def test_registers_a_pair(overlay: str, prompts: list[Any], pair: dict[str, str], tmp_path: Path) -> None:
     network = register(overlay, SMALL, pair, prompts, tmp_path, "moved.png")
     assert f'"name": "{network.spec.name}"' in (tmp_path / "out" / "run.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["sam2_small", "sam2_base_plus", "sam2_large"])
+def test_registers_a_pair_at_full_size(overlay: str, pair: dict[str, str], tmp_path: Path) -> None:
+    network = register(overlay, None, pair, [[40, 30]], tmp_path, "moved.png")
+    assert network.spec.name == f"SAM 2.1 {overlay.removeprefix('sam2_')}"
 
 
 @pytest.fixture(scope="module")

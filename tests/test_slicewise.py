@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from scripts.prompts import Prompts
+from scripts.segmenters.embedding import Embedding
 from scripts.segmenters.growing import SliceWise
-from scripts.segmenters.protocol import Embedding, Metered
+from scripts.segmenters.metered import Metered
 from scripts.segmenters.slices import SliceView, normal_axis
 from scripts.segmenters.slicewise import SliceWiseSegmenter
 from tests.toy import DiscSegmenter, disc

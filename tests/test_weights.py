@@ -176,6 +176,14 @@ def test_get_weights(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
         get_weights(registry(server), "two", tmp_path)
 
 
+def test_where_md5_alone_is_known(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    right = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
+    get_weights(registry(server, md5=right), "one", tmp_path, progress=False)
+    assert "MD5 verified" in capsys.readouterr().out
+    with pytest.raises(InputError, match=f"has MD5 {right}, expected 00; remove it and call again"):
+        get_weights(registry(server, md5="00"), "one", tmp_path, progress=False)
+
+
 def test_a_page_instead_of_weights(server: Server, tmp_path: Path) -> None:
     server.body = b"<html>Google Drive cannot scan this file</html>"
     with pytest.raises(InputError, match="did not send a PyTorch file"):
@@ -197,6 +205,7 @@ def test_the_registry_is_complete() -> None:
         assert entry.url.startswith("https://") or (entry.url == "" and "train it" in entry.note)
         assert entry.licence and entry.citation
         assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
+        assert entry.md5 is None or re.fullmatch("[0-9a-f]{32}", entry.md5)
     for overlay in overlays:  # each says how to fetch its weights
         text = (ROOT / "configs" / "segmenters" / f"{overlay}.yaml").read_text(encoding="utf-8")
         (named,) = re.findall(r"get_weights --name (\w+)", text)

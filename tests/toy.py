@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from scripts.geometry import identity_points, resize_by_area, scaling_about_corner
 from scripts.prompts import Prompts
-from scripts.segmenters.protocol import Decoded, Embedding, PromptableSegmenter, SegmenterSpec
+from scripts.segmenters.embedding import Embedding
+from scripts.segmenters.promptable import PromptableSegmenter
+from scripts.segmenters.protocol import Decoded, SegmenterSpec
 
 
 def disc(shape: tuple[int, ...], centre: tuple[float, ...], radius: float) -> Tensor:

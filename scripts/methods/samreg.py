@@ -39,7 +39,8 @@ from ..prompts import Prompts, batched
 from ..prototypes import centred_features, prototype, region_weights
 from ..request import PairRequest
 from ..scene import Scene, View
-from ..segmenters.protocol import Decoded, Embedding, Segmenter
+from ..segmenters.embedding import Embedding
+from ..segmenters.protocol import Decoded, Segmenter
 from ..transformations import Grid
 from .protocol import Mapped
 

@@ -28,7 +28,7 @@ from ..prompts import given_prompts, read_given
 from ..readers import lps_flip
 from ..registration import ImageInfo, Registration
 from ..request import PairRequest
-from ..segmenters.protocol import PromptableSegmenter
+from ..segmenters.promptable import PromptableSegmenter
 from ..transforms import ReadPaird, clicked
 
 PAIRS, SESSIONS = 4, 64  # kept at most, those used last

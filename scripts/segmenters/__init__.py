@@ -4,7 +4,8 @@
 from .lite_medsam import LiteMedSAM
 from .med_sam import MedSAM
 from .medical_sam_adapter import MedicalSAMAdapter
-from .protocol import PromptableSegmenter, SegmenterSpec
+from .promptable import PromptableSegmenter
+from .protocol import SegmenterSpec
 from .sam import SAM
 from .sam2 import SAM2, MedSAM2
 from .sam_hq import SAMHQ

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..geometry import bounding_box
 from ..prompts import Prompts
 from ..prototypes import area_weights, prototype
-from .protocol import Embedding
+from .embedding import Embedding
 
 NOTHING = -10.0  # logit where no region is
 

@@ -28,8 +28,9 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..geometry import resize_by_area, scaling_about_corner
 from ..prompts import Prompts
+from .embedding import Embedding
 from .intensities import unit_range
-from .protocol import Decoded, Embedding
+from .protocol import Decoded
 from .sam_decoder import ImageTokens, decode_masks
 from .slice_encoder import SliceEncoder
 from .upright import UprightSAM, stability

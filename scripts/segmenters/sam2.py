@@ -24,8 +24,9 @@ from ..errors import InputError
 from ..geometry import scaling_about_corner
 from ..prompts import Prompts
 from .checkpoints import load_strictly
+from .embedding import Embedding
 from .intensities import as_picture
-from .protocol import Decoded, Embedding
+from .protocol import Decoded
 from .sam import SAM
 from .sam2_layout import our_layout
 from .sam_decoder import ImageTokens, attend, by_position, hyper_weights, masks_from, upscaled

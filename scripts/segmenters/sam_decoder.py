@@ -159,8 +159,9 @@ def upscaled(decoder: MaskDecoder, keys: Tensor, early: tuple[Tensor, Tensor] | 
     first, norm, activation, second, last = decoder.output_upscaling
 
     def finer(x: Tensor, layer: torch.nn.ConvTranspose2d) -> Tensor:
-        kernel = layer.weight.flatten(2).transpose(1, 2)  # [C, 4, c]
-        return (x @ kernel.flatten(1)).unflatten(-1, kernel.shape[1:]) + layer.bias
+        kernel = layer.weight.flatten(2).permute(2, 1, 0)  # [4, c, C]
+        bias = layer.get_parameter("bias").repeat(len(kernel))
+        return F.linear(x, kernel.flatten(0, 1), bias).unflatten(-1, kernel.shape[:2])
 
     x = finer(keys, first)  # [N, P, 4, c]
     x = x if early is None else x + early[0]

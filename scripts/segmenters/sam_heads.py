@@ -16,7 +16,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..geometry import bounding_box
 from ..prompts import Prompts
-from .protocol import Decoded, Embedding, PromptableSegmenter
+from .embedding import Embedding
+from .promptable import PromptableSegmenter
+from .protocol import Decoded
 from .sam_decoder import ImageTokens, decode_masks, image_tokens
 
 OUTPUTS = {"single": (0,), "best": (1, 2, 3)}

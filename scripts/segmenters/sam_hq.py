@@ -14,7 +14,8 @@ from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
 from ..prompts import Prompts
-from .protocol import Decoded, Embedding
+from .embedding import Embedding
+from .protocol import Decoded
 from .sam import SAM
 from .sam_decoder import as_grid, attend, hyper_weights, masks_from, upscaled
 from .sam_heads import best

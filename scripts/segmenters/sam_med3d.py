@@ -3,8 +3,9 @@
 
 Wang et al., "SAM-Med3D", 2023 (uni-medical/SAM-Med3D, Apache-2.0; variant `vit_b_ori`, the released "turbo" weights).
 Names and shapes are those of upstream's checkpoints; the code is our own. Input: axes towards right, anterior and
-superior; 1.5 mm voxels, or larger ones where a volume would not fit into 128 of them; padded on all sides with 0, then
-normalised by the voxels above 0. A click always comes with a mask, at first of zeros, as training gave it.
+superior; 1.5 mm voxels; padded on all sides with 0, then normalised by the voxels above 0. Where 128 voxels do not hold
+a volume, each prompt is asked in a crop around it (see `close_ups`), and features come from the whole with larger
+voxels. A click always comes with a mask, at first of zeros, as training gave it.
 
 Two slips of upstream's code are part of the trained weights and must not be put right: the position encoding of a place
 (i, j, k) is that of a click at (j, i, k), while clicks go in as (i, j, k); and the relative positions are added along
@@ -13,6 +14,9 @@ other axes than meant (`TangledAttention`).
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from torch import Tensor, nn
@@ -20,9 +24,11 @@ from torch.nn import functional as F
 
 from ..geometry import resize_by_area
 from ..prompts import Prompts
-from .protocol import Decoded, Embedding
+from .close_ups import CloseUpSAM
+from .embedding import Embedding
+from .protocol import Decoded
 from .sam_decoder import ImageTokens, decode_masks, image_tokens
-from .upright import UprightSAM, stability
+from .upright import stability
 from .vit import Attention, Block, ChannelNorm, ImageEncoder, ViTConfig
 
 VOXEL = 1.5  # mm, of the training volumes
@@ -117,8 +123,11 @@ class MaskDecoder3D(MaskDecoder):
         )
 
 
-class SAMMed3D(UprightSAM):
-    """SAM for medical volumes; arguments as for `SAM`, of which `masks` and `intensity` have no meaning here.
+class SAMMed3D(CloseUpSAM):
+    """SAM for medical volumes; arguments as for `SAM`, of which `masks` and `intensity` have no meaning here, and:
+
+    Args:
+        close_ups: whether prompts of volumes larger than the input are asked in crops around them.
 
     The predicted quality is that of a mask's stability (how few voxels have a logit near 0), since training did not
     reach the head that predicts it.
@@ -130,6 +139,14 @@ class SAMMed3D(UprightSAM):
     trained_with = frozenset({"point"})
     prompt_encoder: PromptEncoder3D  # type: ignore[assignment]  # the same role, another signature
 
+    def __init__(self, checkpoint: str | Path | None, *args: Any, close_ups: bool = True, **more: Any) -> None:
+        super().__init__(checkpoint, *args, **more)
+        self.close_ups = close_ups
+
+    def describe(self) -> dict[str, Any]:
+        """See `PromptableSegmenter.describe`."""
+        return {**super().describe(), "close_ups": self.close_ups}
+
     def build(self) -> None:
         """See `SAM.build`."""
         self.image_encoder = ImageEncoder(self.config, VolumeBlock)
@@ -138,9 +155,13 @@ class SAMMed3D(UprightSAM):
 
     def resampled(self, image: Tensor, spacing: tuple[float, ...]) -> Tensor:
         """A volume `[C, *S]` with voxels of 1.5 mm, or as large as needed to fit into the input."""
-        extents = [n * step / VOXEL for n, step in zip(image.shape[1:], spacing, strict=True)]
-        shrink = min(1.0, self.config.size / max(extents))
-        return resize_by_area(image, [max(1, round(extent * shrink)) for extent in extents])
+        shape = self.trained_shape(tuple(image.shape[1:]), spacing)
+        shrink = min(1.0, self.config.size / max(shape))
+        return resize_by_area(image, [max(1, round(n * shrink)) for n in shape])
+
+    def trained_shape(self, shape: tuple[int, ...], spacing: tuple[float, ...]) -> list[int]:
+        """See `CloseUpSAM.trained_shape`."""
+        return [max(1, round(n * step / VOXEL)) for n, step in zip(shape, spacing, strict=True)]
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """See `PromptableSegmenter.prepare`; the volume fits into the input."""

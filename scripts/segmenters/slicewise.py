@@ -18,8 +18,9 @@ from torch import Tensor
 from ..geometry import resize_by_area, scaling_about_corner
 from ..prompts import Prompts
 from .cache import image_key
+from .embedding import Embedding
 from .growing import Growing, SliceWise, slice_of
-from .protocol import Decoded, Embedding, Segmenter
+from .protocol import Decoded, Segmenter
 from .slices import SliceView
 
 

@@ -9,33 +9,40 @@ after Wu et al., "TinyViT", ECCV 2022.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .strips import by_strips
+from .vit import ChannelNorm
 
-class ConvNorm(nn.Sequential):
-    """Convolution without bias followed by batch normalisation, in one step where the statistics are fixed."""
+Layer = Callable[[Tensor], Tensor]
 
-    c: nn.Conv2d
-    bn: nn.BatchNorm2d
+
+class ConvNorm(nn.Module):
+    """Convolution without bias followed by batch normalisation with fixed statistics."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
-        convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.add_module("c", convolution)
-        self.add_module("bn", nn.BatchNorm2d(channels_out))
+        self.c = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(channels_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            return super().forward(x)
+    def folded(self) -> Layer:
+        """Both in one step."""
         conv, norm = self.c, self.bn
-        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        scale = norm.weight * torch.rsqrt(norm.get_buffer("running_var") + norm.eps)
         weight = conv.weight * scale[:, None, None, None]
-        bias = norm.bias - mean * scale
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, groups=conv.groups)
+        bias = norm.bias - norm.get_buffer("running_mean") * scale
+        if conv.kernel_size == (1, 1):
+            return lambda x: F.linear(x, weight.flatten(1), bias)
+
+        def convolved(x: Tensor) -> Tensor:
+            channels_first = x.permute(0, 3, 1, 2)  # in name: the memory stays as it is
+            return F.conv2d(channels_first, weight, bias, conv.stride, conv.padding, groups=conv.groups).movedim(1, -1)
+
+        return convolved
 
 
 class PatchEmbedding(nn.Module):
@@ -43,39 +50,54 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, channels_in: int, channels: int) -> None:
         super().__init__()
+        self.channels = channels
         self.seq = nn.Sequential(ConvNorm(channels_in, channels // 2), nn.GELU(), ConvNorm(channels // 2, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.seq(x)
+        first, second = (layer.folded() for layer in self.seq if isinstance(layer, ConvNorm))
+        return by_strips(lambda strip: second(F.gelu(first(strip))), x, self.channels)
 
 
-class InvertedBottleneck(nn.Module):
+class Bottleneck(nn.Module):
+    """Change channels, filter each one for itself, change channels."""
+
+    def __init__(self, channels_in: int, hidden: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.hidden, self.stride = hidden, stride
+        self.conv1 = ConvNorm(channels_in, hidden)
+        self.conv2 = ConvNorm(hidden, hidden, kernel=3, stride=stride, groups=hidden)
+        self.conv3 = ConvNorm(hidden, channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv1, conv2, conv3 = (conv.folded() for conv in (self.conv1, self.conv2, self.conv3))
+        return by_strips(
+            lambda strip: self.joined(strip, conv3(F.gelu(conv2(F.gelu(conv1(strip)))))),
+            x,
+            self.hidden,
+            reach=1,
+            stride=self.stride,
+        )
+
+    def joined(self, x: Tensor, y: Tensor) -> Tensor:
+        """The output, from what came in and what the convolutions made of it."""
+        return y
+
+
+class InvertedBottleneck(Bottleneck):
     """Expand, filter depth-wise, project, add (MBConv)."""
 
     def __init__(self, channels: int, expansion: int = 4) -> None:
-        super().__init__()
-        hidden = channels * expansion
-        self.conv1 = ConvNorm(channels, hidden)
-        self.conv2 = ConvNorm(hidden, hidden, kernel=3, groups=hidden)
-        self.conv3 = ConvNorm(hidden, channels)
+        super().__init__(channels, channels * expansion, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.gelu(self.conv1(x))
-        y = F.gelu(self.conv2(y))
-        return F.gelu(x + self.conv3(y))
+    def joined(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.gelu(x + y)
 
 
-class PatchMerging(nn.Module):
+class PatchMerging(Bottleneck):
     """Change channels and reduce the grid by `stride`."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = ConvNorm(channels_in, channels_out)
-        self.conv2 = ConvNorm(channels_out, channels_out, kernel=3, stride=stride, groups=channels_out)
-        self.conv3 = ConvNorm(channels_out, channels_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        super().__init__(channels_in, channels_out, channels_out, stride)
 
 
 class WindowAttention(nn.Module):
@@ -96,12 +118,15 @@ class WindowAttention(nn.Module):
         self.register_buffer("bias_index", offsets[..., 0] * window + offsets[..., 1], persistent=False)
         self.bias_index: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
+    def biases(self) -> Tensor:
+        """What each pair of positions adds to its score, `[heads, P, P]`."""
+        return self.attention_biases[:, self.bias_index]
+
+    def forward(self, x: Tensor, biases: Tensor) -> Tensor:
         windows, positions, channels = x.shape
         qkv = self.qkv(self.norm(x)).view(windows, positions, self.heads, -1).transpose(1, 2)
         q, k, v = qkv.chunk(3, dim=-1)
-        bias = self.attention_biases[:, self.bias_index]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(windows, -1, -1, -1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=biases.expand(windows, -1, -1, -1))
         return self.proj(y.transpose(1, 2).reshape(windows, positions, channels))
 
 
@@ -119,7 +144,7 @@ class Mlp(nn.Module):
 
 
 class TinyViTBlock(nn.Module):
-    """Window attention, depth-wise convolution, perceptron. Works on [B, H, W, C]."""
+    """Window attention, depth-wise convolution, perceptron."""
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
@@ -129,53 +154,42 @@ class TinyViTBlock(nn.Module):
         self.mlp = Mlp(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._attend_in_windows(x)
-        x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        channels, biases, conv = x.shape[-1], self.attn.biases(), self.local_conv.folded()
+        x = by_strips(lambda strip: strip + self.among_windows(strip, biases), x, 3 * channels, multiple=self.window)
+        return by_strips(lambda strip: self.refined(conv(strip)), x, 4 * channels, reach=1)
+
+    def refined(self, x: Tensor) -> Tensor:
+        """What the perceptron makes of each token, added."""
         return x + self.mlp(x)
 
-    def _attend_in_windows(self, x: Tensor) -> Tensor:
+    def among_windows(self, x: Tensor, biases: Tensor) -> Tensor:
+        """Attention inside each window, of whose grid a row is `window` rows of `x`."""
         batch, height, width, channels = x.shape
         window = self.window
         # Zeros beyond the right and bottom edge take part in attention: the weights were trained so.
         x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
         rows, cols = x.shape[1] // window, x.shape[2] // window
         x = x.view(batch, rows, window, cols, window, channels).transpose(2, 3).reshape(-1, window * window, channels)
-        x = self.attn(x).view(batch, rows, cols, window, window, channels).transpose(2, 3)
+        x = self.attn(x, biases).view(batch, rows, cols, window, window, channels).transpose(2, 3)
         return x.reshape(batch, rows * window, cols * window, channels)[:, :height, :width]
 
 
-class ConvStage(nn.Module):
-    """First stage: convolutional blocks at full resolution."""
+class Stage(nn.Module):
+    """Blocks, then an optional merging of patches."""
 
-    def __init__(self, channels: int, depth: int, channels_out: int) -> None:
+    def __init__(self, blocks: list[nn.Module], downsample: PatchMerging | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(InvertedBottleneck(channels) for _ in range(depth))
-        self.downsample = PatchMerging(channels, channels_out, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.downsample(x)
-
-
-class AttentionStage(nn.Module):
-    """A stage of TinyViT blocks, then an optional merging of patches."""
-
-    def __init__(self, channels: int, depth: int, heads: int, window: int, downsample: PatchMerging | None) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(TinyViTBlock(channels, heads, window) for _ in range(depth))
+        self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)
         for block in self.blocks:
             x = block(x)
-        x = x.permute(0, 3, 1, 2)
         return x if self.downsample is None else self.downsample(x)
 
 
 class TinyViT(nn.Module):
-    """Image encoder of LiteMedSAM.
+    """Image encoder of LiteMedSAM; its parts work on grids `[B, H, W, C]`.
 
     `forward` takes images [B, 3, 256, 256] in [0, 1] and returns a list of feature grids, shallow to deep:
     128 channels at 128x128, 160 at 64x64, 320 at 64x64 (twice) and the neck's 256 at 64x64, which is the last.
@@ -191,25 +205,24 @@ class TinyViT(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_embed = PatchEmbedding(3, channels[0])
-        stages: list[nn.Module] = [ConvStage(channels[0], depths[0], channels[1])]
-        for s in (1, 2, 3):
-            # The last merging keeps the grid (upstream's rule: no stride where 320 channels come out).
-            merging = PatchMerging(channels[s], channels[s + 1], stride=2 if s == 1 else 1) if s < 3 else None
-            stages.append(AttentionStage(channels[s], depths[s], heads[s - 1], windows[s - 1], merging))
-        self.layers = nn.ModuleList(stages)
+        blocks: list[list[nn.Module]] = [[InvertedBottleneck(channels[0]) for _ in range(depths[0])]]
+        for width, depth, head_count, window in zip(channels[1:], depths[1:], heads, windows, strict=True):
+            blocks.append([TinyViTBlock(width, head_count, window) for _ in range(depth)])
+        # The last merging keeps the grid (upstream's rule: no stride where 320 channels come out).
+        merging = [PatchMerging(channels[s], channels[s + 1], stride=1 if s == 2 else 2) for s in range(3)]
+        self.layers = nn.ModuleList(map(Stage, blocks, [*merging, None]))
         self.neck = nn.Sequential(
             nn.Conv2d(channels[3], neck_channels, 1, bias=False),
-            LayerNorm2d(neck_channels),
+            ChannelNorm(neck_channels),
             nn.Conv2d(neck_channels, neck_channels, 3, padding=1, bias=False),
-            LayerNorm2d(neck_channels),
+            ChannelNorm(neck_channels),
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        # Channels last: attention takes its tokens without a copy, and convolutions are faster too.
-        x = self.patch_embed(images.contiguous(memory_format=torch.channels_last))
+        x = self.patch_embed(images.movedim(1, -1))
         levels = []
         for stage in self.layers:
             x = stage(x)
-            levels.append(x)
-        levels.append(self.neck(x))
+            levels.append(x.movedim(-1, 1))
+        levels.append(self.neck(levels[-1]))
         return [level.contiguous() for level in levels]

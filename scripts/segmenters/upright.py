@@ -13,7 +13,7 @@ from nibabel.orientations import io_orientation
 from torch import Tensor
 
 from ..geometry import scaling_about_corner
-from .protocol import Embedding
+from .embedding import Embedding
 from .sam import SAM
 
 STABLE = 1.0  # logits within which a stable mask has few voxels
