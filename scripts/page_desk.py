@@ -26,7 +26,7 @@ from .request import PairRequest
 from .segmenters.protocol import PromptableSegmenter
 from .transforms import ReadPaird
 
-LARGEST = 40_000_000  # voxels of an image
+LARGEST = 40_000_000  # voxels of an image, by its header
 PLANES = ("axial", "coronal", "sagittal")
 
 
@@ -43,10 +43,7 @@ class Desk:
 
     def __init__(self, files: dict[str, str | Path], inferer: PromptRegInferer, network: PromptableSegmenter) -> None:
         paths: dict[Hashable, Any] = {"image": str(files["fixed"]), "moving": str(files["moving"])}
-        request: PairRequest = ReadPaird()(paths)["image"].meta["request"]
-        for side, image in (("fixed_image", request.fixed), ("moving_image", request.moving)):
-            if image[0].numel() > LARGEST:
-                raise InputError(f"{side}: has {image[0].numel()} voxels; this page takes up to {LARGEST}")
+        request: PairRequest = ReadPaird(most=LARGEST)(paths)["image"].meta["request"]
         self.session = Session(inferer, request.on(network.device), network)
         self.images = {"fixed": request.fixed, "moving": request.moving}
         self.infos = {"fixed": request.fixed_info, "moving": request.moving_info}
