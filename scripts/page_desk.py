@@ -14,7 +14,6 @@ from PIL import Image
 
 from .asked import SIDES
 from .drawing import window_of
-from .errors import InputError
 from .inferer import PromptRegInferer
 from .interactive import Session
 from .outputs import write_outputs

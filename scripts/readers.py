@@ -39,9 +39,7 @@ VOLUMES = {  # ending -> ending of the outputs: those whose header is a file of 
 FRAMES_FROM = 5  # values per voxel: fewer are colours or vectors, more are frames (Slicer's sequences in NRRD)
 
 
-def load(
-    path: Path, *, labels: bool, frame: Frame, most: int | None = None
-) -> tuple[np.ndarray, np.ndarray, str]:
+def load(path: Path, *, labels: bool, frame: Frame, most: int | None = None) -> tuple[np.ndarray, np.ndarray, str]:
     """Stored values `[C, *S]`, RAS affine `[D+1, D+1]` float64 and the ending of outputs.
 
     Args:
