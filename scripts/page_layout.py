@@ -10,45 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
-from PIL import Image
-from skimage import data
 
-from .demo import example
 from .errors import InputError, reason
 from .inferer import PromptRegInferer
-from .page_desk import PLANES, Desk
+from .page_canvas import NAMES
+from .page_desk import Desk
 from .readers import PICTURES, VOLUMES
+from .samples import PAIRS
 from .segmenters.protocol import PromptableSegmenter
 
 logger = logging.getLogger(__name__)
-RETINA, COINS = "a retinal photograph and itself, warped", "coins, and the same turned and cut"
 GIVEN, OWN = "the pair given on the command line", "my own files"
 CSS = """
 footer {display: none !important}
 .prompts td, .prompts th {padding: 2px 14px; text-align: left}
 #status {min-height: 2.2em}
 """
-
-
-def sample_pair(name: str, folder: Path) -> dict[str, str | Path]:
-    """Files of a sample pair, by side."""
-    if name == COINS:
-        coins = Image.fromarray(data.coins())
-        pictures = {
-            "fixed": coins.crop((0, 0, 330, 300)),
-            "moving": coins.rotate(8, fillcolor=60).crop((30, 10, 384, 303)),
-        }
-    else:
-        fixed, moving, _ = example()
-        pictures = {
-            side: Image.fromarray(image[0].round().clamp(0, 255).numpy().astype(np.uint8))
-            for side, image in (("fixed", fixed), ("moving", moving))
-        }
-    files: dict[str, str | Path] = {side: folder / f"{side}.png" for side in pictures}
-    for side, picture in pictures.items():
-        picture.save(files[side])
-    return files
 
 
 def told(work: Callable[[], str]) -> str:
@@ -62,11 +39,15 @@ def told(work: Callable[[], str]) -> str:
         return "⚠ This could not be done; the log of the server names the cause."
 
 
+def _step(at: int, count: int) -> Any:
+    return gr.update(visible=True, maximum=max(1, count - 1), value=at)
+
+
 def build(
     inferer: PromptRegInferer, network: PromptableSegmenter, given: dict[str, str | Path] | None = None
 ) -> gr.Blocks:
     """The page as a `gradio.Blocks`, with a pair of files by side to start with."""
-    samples = ([GIVEN] if given else []) + [RETINA, COINS, OWN]
+    samples = ([GIVEN] if given else []) + [*PAIRS, OWN]
 
     with gr.Blocks(title="PromptReg", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         desk = gr.State(None, time_to_live=7200)
@@ -87,10 +68,12 @@ def build(
                     images[side] = gr.Image(
                         label=f"{side} image", interactive=False, format="png", elem_id=side, buttons=[]
                     )
-                    sliders[side] = gr.Slider(0, 1, step=1, label="slice", visible=False, elem_id=f"{side}_slice")
-        with gr.Row():
-            ask = gr.Radio(["click", "box"], value="click", label="Ask with (a box is two clicks)", elem_id="ask")
-            plane = gr.Radio(list(PLANES), value="axial", label="Plane", visible=False)
+                    with gr.Row():
+                        for name in NAMES:
+                            sliders[side, name] = gr.Slider(
+                                0, 1, step=1, label=name, visible=False, min_width=90, elem_id=f"{side}_{name}"
+                            )
+        ask = gr.Radio(["click", "box"], value="click", label="Ask with (a box is two clicks)", elem_id="ask")
         with gr.Row():
             table = gr.HTML(elem_id="table")
             with gr.Column():
@@ -111,11 +94,9 @@ def build(
 
         def shown(one: Desk | None, text: str) -> list[Any]:
             if one is None:
-                return [one, text, None, None, *[gr.skip()] * 2, "", gr.skip(), None]
-            steps = [
-                gr.update(visible=one.volume, maximum=max(1, one.slices(side) - 1), value=one.at[side])
-                for side in sliders
-            ]
+                return [one, text, None, None, *[gr.update(visible=False)] * len(sliders), "", gr.skip(), None]
+            planes = [one.slices(side).get(name) for side, name in sliders]
+            steps = [gr.update(visible=False) if p is None else _step(*p) for p in planes]
             pictures = [one.picture(side) for side in images]
             return [one, text, *pictures, *steps, one.table(), gr.update(choices=one.names, value=[]), one.blend(0.5)]
 
@@ -125,14 +106,13 @@ def build(
             def work() -> str:
                 with tempfile.TemporaryDirectory() as folder:
                     own: dict[str, str | Path] = {"fixed": fixed or "", "moving": moving or ""}
-                    pair = own if name == OWN else given if name == GIVEN and given else sample_pair(name, Path(folder))
+                    pair = own if name == OWN else given if name == GIVEN and given else PAIRS[name](Path(folder))
                     made.append(Desk(pair, inferer, network))
                 seconds = sum(made[0].session.seconds.values())
                 return f"Ready after {seconds:.0f} s. Click something in either image."
 
             text = told(work)
-            one = made[0] if made else None
-            return [*shown(one, text), gr.update(visible=bool(one and one.volume), value="axial"), None]
+            return [*shown(made[0] if made else None, text), None]
 
         def on_click(side: str) -> Callable[..., list[Any]]:
             def clicked(one: Desk | None, how: str, event: gr.SelectData) -> list[Any]:
@@ -143,19 +123,14 @@ def build(
 
             return clicked
 
-        def on_slice(side: str) -> Callable[..., Any]:
-            def moved(one: Desk | None, at: int) -> Any:
+        def on_slice(side: str, name: str) -> Callable[..., Any]:
+            def moved(one: Desk | None, at: int, share: float) -> list[Any]:
                 if one is None:
-                    return None
-                one.at[side] = int(min(max(at, 0), one.slices(side) - 1))
-                return one.picture(side)
+                    return [None, None]
+                one.go_to(side, name, int(at))
+                return [one.picture(side), one.blend(share) if side == "fixed" else gr.skip()]
 
             return moved
-
-        def on_plane(one: Desk | None, name: str) -> list[Any]:
-            if one is not None:
-                one.choose_plane(name if name in PLANES else "axial")
-            return shown(one, "")
 
         def on_remove(one: Desk | None, names: list[str] | None) -> list[Any]:
             if one is None:
@@ -192,11 +167,12 @@ def build(
         choice.change(
             lambda name: [gr.update(visible=name == OWN)] * 2, choice, list(uploads.values()), **private
         )  # fmt: skip
-        load.click(on_load, [choice, uploads["moving"], uploads["fixed"]], [*everything, plane, files], **busy)
+        load.click(on_load, [choice, uploads["moving"], uploads["fixed"]], [*everything, files], **busy)
         for side, image in images.items():
             image.select(on_click(side), [desk, ask], everything, **busy)
-            sliders[side].input(on_slice(side), [desk, sliders[side]], image, show_progress="hidden", **private)
-        plane.input(on_plane, [desk, plane], everything, **busy)
+        quiet: dict[str, Any] = {**private, "show_progress": "hidden", "trigger_mode": "always_last"}
+        for (side, name), slider in sliders.items():
+            slider.input(on_slice(side, name), [desk, slider, share], [images[side], overlay], **quiet)
         remove.click(on_remove, [desk, chosen], everything, **busy)
         clear.click(lambda one: on_remove(one, None), desk, everything, **busy)
         register.click(on_register, desk, [*everything, files], show_progress_on=[overlay, files], **private)
@@ -204,5 +180,5 @@ def build(
         def on_share(one: Desk | None, at: float) -> Any:
             return None if one is None else one.blend(at)
 
-        share.input(on_share, [desk, share], overlay, show_progress="hidden", **private)
+        share.input(on_share, [desk, share], overlay, **quiet)
     return page

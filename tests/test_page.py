@@ -22,6 +22,7 @@ from test_interactive import FIXED, MOVING
 from toy import DiscSegmenter
 
 from scripts.errors import InputError
+from scripts.page_canvas import NAMES, Canvas
 from scripts.page_desk import Desk
 from scripts.page_view import Mark, View
 from scripts.prompts import Prompts
@@ -44,9 +45,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["axial", "coronal", "sagittal"])
 def test_a_pixel_leads_to_its_voxel_and_back(name: str) -> None:
     affine = torch.tensor([[0, 2.0, 0, 5], [-1.0, 0, 0, 3], [0, 0, 3.0, -7], [0, 0, 0, 1]], dtype=torch.float64)
-    view = View.of(ImageInfo("", "volume", ".nii.gz", affine, (1.0, 2.0, 3.0)), (60, 40, 12), name, 4)
-    for pixel in ((3.0, 5.0), (200.0, 100.0)):
+    canvas = Canvas.of(ImageInfo("", "volume", ".nii.gz", affine, (1.0, 2.0, 3.0)), (60, 40, 12), (30.0, 20.0, 4.0))
+    view = canvas.views[NAMES.index(name)]
+    left, top = canvas.corners[NAMES.index(name)]
+    for pixel in ((3.0, 5.0), (100.0, 50.0)):
         voxel = view.voxel(pixel)
+        assert canvas.at((pixel[0] + left, pixel[1] + top)) == (view, voxel)
+        assert canvas.pixel(voxel, name) == pytest.approx((pixel[0] + left, pixel[1] + top))
         assert view.pixel(voxel) == pytest.approx(pixel) and view.shown(voxel)
         voxel[view.plane.across] += 2
         assert not view.shown(voxel)
@@ -58,13 +63,12 @@ def test_marks_lie_where_they_belong() -> None:
     info = ImageInfo("", "volume", ".nii.gz", torch.diag(torch.tensor([1.0, 1, 3, 1])).double(), (1.0, 1.0, 3.0))
     image = torch.zeros(1, 40, 30, 8)
     image[0, 5:12, 20:26, 3] = 1
-    view = View.of(info, (40, 30, 8), "axial", 3)
+    view, other = (View.all(info, (40, 30, 8), (20.0, 15.0, at))[0] for at in (3.0, 6.0))
     prompt = Prompts(torch.tensor([[[8.0, 22.0, 3.0]]]), torch.ones(1, 1, dtype=torch.long))
     plain = np.asarray(view.grey(image, (0.0, 1.0))).astype(int)
     drawn = np.asarray(view.draw(image, (0.0, 1.0), [Mark(0, True, prompt, image[0])])).astype(int)
     bright, changed = (np.argwhere(a).mean(0) for a in (plain.sum(-1) > 380, np.abs(plain - drawn).sum(-1) > 0))
     assert np.allclose(bright, changed, atol=6)
-    other = View.of(info, (40, 30, 8), "axial", 6)
     assert np.array_equal(
         other.draw(image, (0.0, 1.0), [Mark(0, True, prompt, image[0])]), other.grey(image, (0.0, 1.0))
     )
@@ -72,7 +76,7 @@ def test_marks_lie_where_they_belong() -> None:
 
 def test_a_desk(files: dict[str, Any]) -> None:
     desk = Desk(files, inferer(), DiscSegmenter())
-    view = desk.view("moving")
+    view = desk.canvas("moving")
     assert "confidence" in desk.click("moving", list(view.pixel([30.0, 34.0])), box=False)
     assert "opposite corner" in desk.click("fixed", list(view.pixel([23.0, 17.0])), box=True)
     assert "confidence" in desk.click("fixed", list(view.pixel([49.0, 43.0])), box=True)
@@ -91,11 +95,21 @@ def test_a_desk_for_volumes(tmp_path: Path) -> None:
         distance = np.sqrt(((offset - np.reshape(centre, (3, 1, 1, 1))) ** 2).sum(0))
         nib.save(nib.Nifti1Image((distance < 7).astype(np.float32), np.eye(4)), tmp_path / f"{side}.nii")
     desk = Desk({side: tmp_path / f"{side}.nii" for side in ("fixed", "moving")}, inferer(), DiscSegmenter(3, 32))
-    desk.at["moving"] = 14
-    assert "confidence" in desk.click("moving", list(desk.view("moving").pixel([15.0, 17.0, 14.0])), box=False)
-    assert abs(desk.at["fixed"] - 16) <= 2, "the other image goes to the slice of the counterpart"
-    desk.choose_plane("sagittal")
-    assert desk.slices("fixed") == 32 and desk.picture("fixed").size == desk.view("fixed").size
+    assert desk.slices("fixed") == dict.fromkeys(NAMES, (16, 32)), "the middle"
+    desk.go_to("moving", "axial", 14)
+    canvas = desk.canvas("moving")
+    assert "confidence" in desk.click("moving", list(canvas.pixel([15.0, 17.0, 14.0])), box=False)
+    assert np.allclose(desk.at["fixed"], (18, 15, 16), atol=2), "the other image goes to the counterpart"
+    assert np.allclose(desk.at["moving"], (15, 17, 14), atol=0.5), "and this one to the click"
+    assert desk.picture("fixed").size == desk.canvas("fixed").size
+
+    canvas = desk.canvas("moving")
+    assert "inside one of the planes" in desk.click("moving", [0.0, canvas.corners[1][1] - 2.0], box=False)
+    for voxel in ((15.0, 10.0, 7.0), (15.0, 24.0, 21.0)):  # a box in the sagittal plane, as deep as it is wide
+        told = desk.click("moving", list(canvas.pixel(voxel, "sagittal")), box=True)
+    assert "confidence" in told
+    box = desk.session.pairs().moving_prompts.coordinates[1]
+    assert torch.allclose(box, torch.tensor([[8.0, 10.0, 7.0], [22.0, 24.0, 21.0]]), atol=1.0)
 
 
 def test_wrong_files_are_told(files: dict[str, Any], tmp_path: Path) -> None:

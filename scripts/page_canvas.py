@@ -1,0 +1,82 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""The picture of an image that the page in the browser shows: of a volume three planes, of which any can be clicked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .page_view import FONT, Mark, View
+from .registration import ImageInfo
+
+WIDTH, GAP = 600, 8  # pixels of the picture's width and between planes
+LINE, NAME = "#8894A0", "#D7DEE5"
+NAMES = ("axial", "coronal", "sagittal")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Planes of one image side by side; pixels are (x, y) of the whole picture.
+
+    Attributes:
+        views: the planes, of a volume axial, coronal and sagittal; corners: upper left pixel of each.
+        size: width and height.
+    """
+
+    views: tuple[View, ...]
+    corners: tuple[tuple[int, int], ...]
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, info: ImageInfo, shape: Sequence[int], through: Sequence[float]) -> Canvas:
+        """The planes through a voxel `(i, j(, k))`: the axial one above, the two others below, in one scale."""
+        views = View.all(info, shape, through)
+        if len(views) == 1:
+            return cls(tuple(views), ((0, 0),), views[0].size)
+        widths, heights = zip(*(view.plane.sides for view in views), strict=True)
+        scale = min((WIDTH - GAP) / (widths[1] + widths[2]), WIDTH / widths[0], 1.2 * WIDTH / (heights[0] + heights[1]))
+        views = [view.scaled(scale) for view in views]
+        sizes = [view.size for view in views]
+        below = max(sizes[1][1], sizes[2][1])
+        corners = (((WIDTH - sizes[0][0]) // 2, 0), (0, sizes[0][1] + GAP), (WIDTH - sizes[2][0], sizes[0][1] + GAP))
+        return cls(tuple(views), corners, (WIDTH, sizes[0][1] + GAP + below))
+
+    def at(self, pixel: Sequence[float]) -> tuple[View, list[float]] | None:
+        """The plane that was clicked and the voxel there; None between planes."""
+        for view, (left, top) in zip(self.views, self.corners, strict=True):
+            x, y = pixel[0] - left, pixel[1] - top
+            if 0 <= x < view.size[0] and 0 <= y < view.size[1]:
+                return view, view.voxel((x, y))
+        return None
+
+    def pixel(self, voxel: Sequence[float], name: str = "") -> tuple[float, float]:
+        """Where a voxel lies in the plane of this name ("": in the first)."""
+        number = NAMES.index(name) if name else 0
+        x, y = self.views[number].pixel(voxel)
+        return x + self.corners[number][0], y + self.corners[number][1]
+
+    def grey(self, image: Tensor, window: tuple[float, float]) -> Image.Image:
+        """The planes of `[C, *S]` alone."""
+        return self._joined(lambda view: view.grey(image, window))
+
+    def draw(self, image: Tensor, window: tuple[float, float], marks: Sequence[Mark]) -> Image.Image:
+        """The planes with every mark that lies in them, and where each is cut by the others."""
+
+        def drawn(view: View) -> Image.Image:
+            return view.draw(image, window, marks, lines=LINE if len(self.views) > 1 else None)
+
+        picture = self._joined(drawn)
+        if len(self.views) > 1:
+            pen = ImageDraw.Draw(picture)
+            for name, (left, top) in zip(NAMES, self.corners, strict=True):
+                pen.text((left + 6, top + 4), name, NAME, font=FONT, stroke_width=2, stroke_fill="black")
+        return picture
+
+    def _joined(self, drawn: Callable[[View], Image.Image]) -> Image.Image:
+        picture = Image.new("RGB", self.size, "black")
+        for view, corner in zip(self.views, self.corners, strict=True):
+            picture.paste(drawn(view), corner)
+        return picture
