@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .page_view import FONT, Mark, View
+from .page_view import FONT, LONGEST, Mark, View
 from .registration import ImageInfo
 
-WIDTH, GAP = 600, 8  # pixels of the picture's width and between planes
 LINE, NAME = "#8894A0", "#D7DEE5"
 NAMES = ("axial", "coronal", "sagittal")
 
@@ -32,17 +31,18 @@ class Canvas:
 
     @classmethod
     def of(cls, info: ImageInfo, shape: Sequence[int], through: Sequence[float]) -> Canvas:
-        """The planes through a voxel `(i, j(, k))`: the axial one above, the two others below, in one scale."""
+        """The planes through a voxel `(i, j(, k))` in one scale, two of them below or beside the axial one."""
         views = View.all(info, shape, through)
         if len(views) == 1:
             return cls(tuple(views), ((0, 0),), views[0].size)
-        widths, heights = zip(*(view.plane.sides for view in views), strict=True)
-        scale = min((WIDTH - GAP) / (widths[1] + widths[2]), WIDTH / widths[0], 1.2 * WIDTH / (heights[0] + heights[1]))
-        views = [view.scaled(scale) for view in views]
-        sizes = [view.size for view in views]
-        below = max(sizes[1][1], sizes[2][1])
-        corners = (((WIDTH - sizes[0][0]) // 2, 0), (0, sizes[0][1] + GAP), (WIDTH - sizes[2][0], sizes[0][1] + GAP))
-        return cls(tuple(views), corners, (WIDTH, sizes[0][1] + GAP + below))
+        (w0, h0), (w1, h1), (w2, h2) = (view.plane.sides for view in views)
+        below = min(LONGEST / max(w0, w1 + w2), LONGEST / (h0 + max(h1, h2)))
+        beside = min(LONGEST / (w0 + max(w1, w2)), LONGEST / max(h0, h1 + h2))
+        views = [view.scaled(max(below, beside)) for view in views]
+        (w0, h0), (w1, h1), (w2, h2) = (view.size for view in views)
+        if below > beside:
+            return cls(tuple(views), ((0, 0), (0, h0), (w1, h0)), (max(w0, w1 + w2), h0 + max(h1, h2)))
+        return cls(tuple(views), ((0, 0), (w0, 0), (w0, h1)), (w0 + max(w1, w2), max(h0, h1 + h2)))
 
     def at(self, pixel: Sequence[float]) -> tuple[View, list[float]] | None:
         """The plane that was clicked and the voxel there; None between planes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Hashable
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ class Desk:
 
     def __init__(self, files: dict[str, str | Path], inferer: PromptRegInferer, network: PromptableSegmenter) -> None:
         paths: dict[Hashable, Any] = {"image": str(files["fixed"]), "moving": str(files["moving"])}
-        request: PairRequest = ReadPaird(most=LARGEST)(paths)["image"].meta["request"]
-        self.session = Session(inferer, request.on(network.device), network)
+        self.request: PairRequest = ReadPaird(most=LARGEST)(paths)["image"].meta["request"]
+        self._method, request = (inferer, network), self.request
         self.images = {"fixed": request.fixed, "moving": request.moving}
         self.infos = {"fixed": request.fixed_info, "moving": request.moving_info}
         self.windows = {side: window_of(image) for side, image in self.images.items()}
@@ -51,6 +52,22 @@ class Desk:
         self.waiting: tuple[str, View, list[float]] | None = None
         self.result: Registration | None = None
         self._numbers: dict[str, int] = {}
+
+    @cached_property
+    def session(self) -> Session:
+        """The slow part, done when it is first asked for; `InputError` for a pair that the model cannot take."""
+        inferer, network = self._method
+        return Session(inferer, self.request.on(network.device), network)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the session is there."""
+        return "session" in self.__dict__
+
+    @property
+    def _sides(self) -> dict[str, str]:
+        """Side of each prompt; none before the session is there, which this does not wait for."""
+        return self.session.sides() if self.ready else {}
 
     @property
     def volume(self) -> bool:
@@ -116,11 +133,11 @@ class Desk:
     @property
     def names(self) -> list[str]:
         """Prompts on the desk."""
-        return list(self.session.sides())
+        return list(self._sides)
 
     def picture(self, side: str) -> Image.Image:
         """One image with all marks."""
-        marks, sides = [], self.session.sides()
+        marks, sides = [], self._sides
         if sides:
             pairs = self.session.pairs()
             own = {"fixed": (pairs.fixed_prompts, pairs.fixed_regions)}
@@ -137,7 +154,7 @@ class Desk:
 
     def table(self) -> str:
         """The prompts as HTML: colour, number, where it was given, confidence."""
-        sides = self.session.sides()
+        sides = self._sides
         if not sides:
             return "<p>No prompts yet. Click something in either image.</p>"
         pairs, rows = self.session.pairs(), []

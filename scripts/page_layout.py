@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .samples import PAIRS
 from .segmenters.protocol import PromptableSegmenter
 
 logger = logging.getLogger(__name__)
+NOTHING = "⚠ Load a pair of images first, and wait until it is ready."
 GIVEN, OWN = "the pair given on the command line", "my own files"
 CSS = """
 footer {display: none !important}
@@ -85,39 +86,51 @@ def build(
         with gr.Row():
             with gr.Column():
                 overlay = gr.Image(
-                    label="fixed / moved", interactive=False, format="png", elem_id="overlay", buttons=[]
+                    label="fixed / moved", interactive=False, format="png", elem_id="overlay", buttons=[], visible=False
                 )
-                share = gr.Slider(0, 1, value=0.5, label="fixed ... moved", elem_id="share")
-            files = gr.File(label="Field, regions, prompts, report", file_count="multiple", elem_id="files")
+                share = gr.Slider(0, 1, value=0.5, label="fixed ... moved", elem_id="share", visible=False)
+            files = gr.File(
+                label="Field, regions, prompts, report", file_count="multiple", elem_id="files", visible=False
+            )
 
-        everything = [desk, status, *images.values(), *sliders.values(), table, chosen, overlay]
+        everything = [desk, status, *images.values(), *sliders.values(), table, chosen, overlay, share]
+        no_files = gr.update(value=None, visible=False)
 
-        def shown(one: Desk | None, text: str) -> list[Any]:
+        def shown(one: Desk | None, text: str, *, idle: bool = False) -> list[Any]:
+            """What `everything` shows of a desk; `idle`: nobody can ask it yet."""
             if one is None:
-                return [one, text, None, None, *[gr.update(visible=False)] * len(sliders), "", gr.skip(), None]
+                return [gr.skip(), text, *[gr.skip()] * (len(everything) - 2)]
             planes = [one.slices(side).get(name) for side, name in sliders]
             steps = [gr.update(visible=False) if p is None else _step(*p) for p in planes]
-            pictures = [one.picture(side) for side in images]
-            return [one, text, *pictures, *steps, one.table(), gr.update(choices=one.names, value=[]), one.blend(0.5)]
+            picture, names = [one.picture(side) for side in images], gr.update(choices=one.names, value=[])
+            blend, there = one.blend(0.5), one.result is not None
+            results = [gr.update(value=blend, visible=there), gr.update(value=0.5, visible=there)]
+            return [None if idle else one, text, *picture, *steps, one.table(), names, *results]
 
-        def on_load(name: str, moving: str | None, fixed: str | None) -> list[Any]:
+        def on_load(name: str, moving: str | None, fixed: str | None) -> Iterator[list[Any]]:
             made: list[Desk] = []
 
-            def work() -> str:
+            def read() -> str:
                 with tempfile.TemporaryDirectory() as folder:
                     own: dict[str, str | Path] = {"fixed": fixed or "", "moving": moving or ""}
                     pair = own if name == OWN else given if name == GIVEN and given else PAIRS[name](Path(folder))
                     made.append(Desk(pair, inferer, network))
+                return "Both images are encoded and compared, once. Pictures take a minute, volumes several."
+
+            def prepare() -> str:
                 seconds = sum(made[0].session.seconds.values())
                 return f"Ready after {seconds:.0f} s. Click something in either image."
 
-            text = told(work)
-            return [*shown(made[0] if made else None, text), None]
+            text = told(read)
+            if made:
+                yield [*shown(made[0], text, idle=True), no_files]
+                text = told(prepare)
+            yield [*shown(made[0] if made and made[0].ready else None, text), no_files]
 
         def on_click(side: str) -> Callable[..., list[Any]]:
             def clicked(one: Desk | None, how: str, event: gr.SelectData) -> list[Any]:
                 if one is None:
-                    return shown(None, "⚠ Load a pair of images first.")
+                    return shown(None, NOTHING)
                 text = told(lambda: one.click(side, list(event.index), box=how == "box"))
                 return shown(one, text)
 
@@ -134,7 +147,7 @@ def build(
 
         def on_remove(one: Desk | None, names: list[str] | None) -> list[Any]:
             if one is None:
-                return shown(None, "⚠ Load a pair of images first.")
+                return shown(None, NOTHING)
 
             def work() -> str:
                 one.remove(one.names if names is None else names)
@@ -144,7 +157,7 @@ def build(
 
         def on_register(one: Desk | None) -> list[Any]:
             if one is None:
-                return [*shown(None, "⚠ Load a pair of images first."), None]
+                return [*shown(None, NOTHING), no_files]
             written: list[str] = []
 
             def work() -> str:
@@ -159,7 +172,7 @@ def build(
                 )
 
             text = told(work)
-            return [*shown(one, text), written or None]
+            return [*shown(one, text), gr.update(value=written, visible=True) if written else no_files]
 
         both = list(images.values())
         private: dict[str, Any] = {"api_visibility": "private"}
@@ -175,7 +188,7 @@ def build(
             slider.input(on_slice(side, name), [desk, slider, share], [images[side], overlay], **quiet)
         remove.click(on_remove, [desk, chosen], everything, **busy)
         clear.click(lambda one: on_remove(one, None), desk, everything, **busy)
-        register.click(on_register, desk, [*everything, files], show_progress_on=[overlay, files], **private)
+        register.click(on_register, desk, [*everything, files], show_progress_on=both, **private)
 
         def on_share(one: Desk | None, at: float) -> Any:
             return None if one is None else one.blend(at)

@@ -108,8 +108,8 @@ class View:
             pen.line([(0, y), (width, y)], fill=lines)
         for mark in marks:
             for line in self._outlines(mark.region):
-                pen.line(line, fill="black", width=5, joint="curve")
-                pen.line(line, fill=mark.colour, width=3, joint="curve")
+                pen.line(line, fill="black", width=4, joint="curve")
+                pen.line(line, fill=mark.colour, width=2, joint="curve")
         for mark in marks:
             if mark.prompt is not None:
                 self._draw_prompt(pen, mark.prompt, mark.colour, mark.text)
@@ -147,7 +147,9 @@ class View:
             if label >= 0 and self.shown(point):
                 across, down = self.pixel(point)
                 star(pen, (across, down), colour if label else "white")
-                pen.text((across + 16, down - 9), text, colour, font=FONT, stroke_width=2, stroke_fill="black")
+                long = pen.textlength(text, FONT)  # to the left where there is no room to the right
+                place = across + 16 if across + 16 + long < self.size[0] else max(across - 16 - long, 0)
+                pen.text((place, down - 9), text, colour, font=FONT, stroke_width=2, stroke_fill="black")
 
 
 def star(pen: ImageDraw.ImageDraw, at: tuple[float, float], colour: str, radius: float = 13) -> None:
