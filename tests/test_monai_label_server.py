@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 from urllib.parse import quote
 
 import nibabel as nib
@@ -28,6 +29,8 @@ from PIL import Image
 from test_monai_label import FIXED, ROOT, SLICER, WRONG, ohif_params, slicer_params, write_studies
 
 pytest.importorskip("monailabel", reason="monailabel is not installed (requirements-monailabel.txt)")
+from scripts.errors import InputError
+from scripts.monai_label.studies import Series, Studies  # needs monailabel
 
 
 @dataclass(frozen=True)
@@ -238,3 +241,24 @@ def test_eight_clients_of_the_server_do_not_mix(server: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda k: visit(k, "client"), range(8)))
     assert together == alone and [len(one) for one in together] == [2] * 8
+
+
+def test_the_datastore_keeps_names_inside(tmp_path: Path) -> None:
+    store = Studies(str(write_studies(tmp_path)), extensions=["*.png", "*.nii.gz"])
+    assert store.images() == ["broken", "fixed", "moving", "v_fixed", "v_moving"], "not what leads out"
+    assert store.get_image_uri("leak") == "" and store.get_image_uri("moving").endswith("moving.png")
+    store.add_image("moved", str(tmp_path / "studies" / "fixed.png"), {"promptreg": "moved"})
+    assert "moved" not in store.images() and store.get_image_uri("moved")
+
+
+def test_series_of_dicomweb_are_known_by_their_uid(tmp_path: Path) -> None:
+    """MONAI Label's own datastore joins whatever it is asked for to a path."""
+    store = MagicMock()
+    store.list_images.return_value = ["1.2.3", "1.2.4"]
+    store.get_image_uri.side_effect = lambda uid: str(tmp_path / f"{uid}.nii.gz")
+    series = Series(store)
+    assert series.place("1.2.4", "image") == tmp_path / "1.2.4.nii.gz"
+    for wrong in ("../../etc", "1.2", "", None, ["1.2.3"]):
+        with pytest.raises(InputError, match="other_image: .* is no UID"):
+            series.place(wrong, "other_image")
+    assert store.get_image_uri.call_count == 1
