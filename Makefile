@@ -47,8 +47,9 @@ $(VENV)-page/.installed: $(VENV)/.installed requirements-page.txt requirements-b
 	touch $@
 
 # Without isolation sam2, which MONAI Label asks for, is built with the torch that is there instead of one more.
-$(VENV)-label/.installed: $(VENV)/.installed requirements-monailabel.txt
+$(VENV)-label/.installed: $(VENV)/.installed requirements-build.txt requirements-monailabel.txt
 	$(call beside,$(VENV)-label)
+	$(VENV)-label/bin/$(PIP) -r requirements-build.txt
 	SAM2_BUILD_CUDA=0 $(VENV)-label/bin/$(PIP) --no-build-isolation -r requirements-monailabel.txt
 	touch $@
 

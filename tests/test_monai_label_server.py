@@ -259,6 +259,6 @@ def test_series_of_dicomweb_are_known_by_their_uid(tmp_path: Path) -> None:
     series = Series(store)
     assert series.place("1.2.4", "image") == tmp_path / "1.2.4.nii.gz"
     for wrong in ("../../etc", "1.2", "", None, ["1.2.3"]):
-        with pytest.raises(InputError, match="other_image: .* is no UID"):
+        with pytest.raises(InputError, match=r"other_image: .* is no UID"):
             series.place(wrong, "other_image")
     assert store.get_image_uri.call_count == 1
