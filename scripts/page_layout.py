@@ -90,7 +90,11 @@ def build(
                 )
                 share = gr.Slider(0, 1, value=0.5, label="fixed ... moved", elem_id="share", visible=False)
             files = gr.File(
-                label="Field, regions, prompts, report", file_count="multiple", elem_id="files", visible=False
+                label="Field, regions, prompts, report",
+                file_count="multiple",
+                interactive=False,
+                elem_id="files",
+                visible=False,
             )
 
         everything = [desk, status, *images.values(), *sliders.values(), table, chosen, overlay, share]
