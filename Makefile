@@ -39,7 +39,7 @@ test: lint
 # These need packages that would change the first environment: they get their own, which finds everything else in it.
 beside = $(BIN)/python -m venv $(1) && $(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
 	> $$($(1)/bin/python -c "import site; print(site.getsitepackages()[0])")/beside.pth
-PIP := python -m pip install --quiet --disable-pip-version-check
+PIP := python -m pip install --quiet --no-compile --disable-pip-version-check
 
 $(VENV)-page/.installed: $(VENV)/.installed requirements-page.txt requirements-browser.txt
 	$(call beside,$(VENV)-page)
