@@ -269,6 +269,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"session": "../other"}, "session: "),
     ({"session": 7}, "session: "),
     ({"remove": ["nobody"]}, "none with the ids"),
+    ({"remove": [["nobody"], 3]}, "none with the ids"),
     ({"register": "perhaps"}, "neither true nor false"),
     ({"region_on": "the moon"}, "region_on: unknown"),
     ({"roi": [1, 2, 3]}, "roi: "),

@@ -29,7 +29,11 @@ from PIL import Image
 from test_monai_label import FIXED, ROOT, SLICER, WRONG, ohif_params, slicer_params, write_studies
 
 pytest.importorskip("monailabel", reason="monailabel is not installed (requirements-monailabel.txt)")
+from fastapi import FastAPI, UploadFile  # these need it
+from fastapi.testclient import TestClient
+
 from scripts.errors import InputError
+from scripts.monai_label.gate import Gate
 from scripts.monai_label.studies import Series, Studies  # needs monailabel
 
 
@@ -262,3 +266,19 @@ def test_series_of_dicomweb_are_known_by_their_uid(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"other_image: .* is no UID"):
             series.place(wrong, "other_image")
     assert store.get_image_uri.call_count == 1
+
+
+def test_requests_that_do_not_tell_their_length_are_counted() -> None:
+    app = FastAPI()
+
+    @app.put("/")
+    def size(file: UploadFile) -> int:
+        return file.size or 0
+
+    client = TestClient(Gate(app, most=2000))
+    for length, status in ((100, 200), (5000, 413)):
+        body = form("file", b"x" * length, "x.png")
+        answer = client.put(
+            "/", content=iter([body[:50], body[50:]]), headers={"Content-Type": "multipart/form-data; boundary=b"}
+        )
+        assert "content-length" not in answer.request.headers and answer.status_code == status, answer.text

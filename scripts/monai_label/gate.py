@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST_UPLOAD = 512 * 2**20  # bytes of a request
 # Logs and places of this machine, models of others, sessions of the server's own, and what would restart the app.
-CLOSED = ("logs", "model", "session", "batch", "scoring", "reload", "wsi", "wsi_v2")
+CLOSED = {"logs", "model", "session", "batch", "scoring", "reload", "wsi", "wsi_v2"}
 
 
 class Gate:
@@ -26,13 +26,13 @@ class Gate:
         """One request, answered with status 404 or 413 when it does not pass."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        parts = scope["path"].strip("/").split("/")
-        if parts[0] in CLOSED or (parts[0] == "infer" and parts[1:2] and parts[1] in CLOSED):
-            answer = JSONResponse({"detail": f"/{parts[0]}: is not served by PromptReg's app"}, 404)
+        closed = CLOSED.intersection(scope["path"].split("/")[1:3])
+        if closed:
+            answer = JSONResponse({"detail": f"{closed.pop()}: is not served by PromptReg's app"}, 404)
             return await answer(scope, receive, send)
         told = dict(scope["headers"]).get(b"content-length", b"0")
         if not told.isdigit() or int(told) > self.most:
-            return await self._too_large()(scope, receive, send)
+            return await JSONResponse({"detail": self._sentence}, 413)(scope, receive, send)
         came = 0
 
         async def counted() -> Message:
@@ -48,6 +48,3 @@ class Gate:
     @property
     def _sentence(self) -> str:
         return f"file: the request is larger than {self.most // 2**20} MB; crop or resample the image"
-
-    def _too_large(self) -> JSONResponse:
-        return JSONResponse({"detail": self._sentence}, 413)

@@ -82,7 +82,7 @@ class Rooms:
         if not (asked or remove or register or len(session)):
             raise InputError("foreground: no clicks given; click in the image, or give prompts")
         if remove:
-            session.remove(*(remove if isinstance(remove, list) else [str(remove)]))
+            session.remove(*map(str, remove if isinstance(remove, list) else [remove]))
         if asked:
             size = tuple((session.request.fixed if side == "fixed" else session.request.moving).shape[1:])
             given = given_prompts(list(asked.values()), size, None, {}, side=side)
