@@ -71,8 +71,9 @@ class Canvas:
         picture = self._joined(drawn)
         if len(self.views) > 1:
             pen = ImageDraw.Draw(picture)
-            for name, (left, top) in zip(NAMES, self.corners, strict=True):
-                pen.text((left + 6, top + 4), name, NAME, font=FONT, stroke_width=2, stroke_fill="black")
+            for name, view, (left, top) in zip(NAMES, self.views, self.corners, strict=True):
+                below = top + view.size[1] - 24  # above, the page has a label
+                pen.text((left + 6, below), name, NAME, font=FONT, stroke_width=2, stroke_fill="black")
         return picture
 
     def _joined(self, drawn: Callable[[View], Image.Image]) -> Image.Image:
