@@ -1,5 +1,6 @@
 # make demo   registers an example and says where its page is
 # make test   lint, types and tests
+# make test-clients  the page in a browser and MONAI Label's server, each in an environment beside the first one
 # make bench  the figures of docs/results.md, from the evaluation data in DATA
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ DATA ?= ../shared/data
 THREADS ?= 1
 export OMP_NUM_THREADS := $(THREADS)
 
-.PHONY: install demo test lint fast bench clean
+.PHONY: install demo test test-clients test-page test-label lint fast bench clean
 
 install: $(VENV)/.installed models/model.pt
 
@@ -35,10 +36,35 @@ fast: install
 test: lint
 	$(BIN)/python -m pytest
 
+# These need packages that would change the first environment: they get their own, which finds everything else in it.
+beside = $(BIN)/python -m venv $(1) && $(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	> $$($(1)/bin/python -c "import site; print(site.getsitepackages()[0])")/beside.pth
+PIP := python -m pip install --quiet --no-compile --disable-pip-version-check
+
+$(VENV)-page/.installed: $(VENV)/.installed requirements-page.txt requirements-browser.txt
+	$(call beside,$(VENV)-page)
+	$(VENV)-page/bin/$(PIP) -r requirements-page.txt -r requirements-browser.txt
+	touch $@
+
+# Without isolation sam2, which MONAI Label asks for, is built with the torch that is there instead of one more.
+$(VENV)-label/.installed: $(VENV)/.installed requirements-build.txt requirements-monailabel.txt
+	$(call beside,$(VENV)-label)
+	$(VENV)-label/bin/$(PIP) -r requirements-build.txt
+	SAM2_BUILD_CUDA=0 $(VENV)-label/bin/$(PIP) --no-build-isolation -r requirements-monailabel.txt
+	touch $@
+
+test-page: install $(VENV)-page/.installed
+	$(VENV)-page/bin/python -m pytest tests/test_page_browser.py
+
+test-label: install $(VENV)-label/.installed
+	$(VENV)-label/bin/python -m pytest tests/test_monai_label_server.py
+
+test-clients: test-page test-label
+
 bench: install
 	$(BIN)/python -m scripts.benchmark correspondence --data $(DATA)
 	$(BIN)/python -m scripts.benchmark registration --data $(DATA)
 	$(BIN)/python -m scripts.benchmark cost --data $(DATA)
 
 clean:
-	rm -rf $(VENV) demo models/model.pt
+	rm -rf $(VENV) $(VENV)-page $(VENV)-label demo models/model.pt

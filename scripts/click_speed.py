@@ -1,7 +1,8 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """What a click costs: `python -m scripts.click_speed --fixed_image F --moving_image M [--clicks 6]`.
 
-Prints the seconds before the first click, of every click, and their ratio to the seconds inside the model's decoder.
+Prints the seconds before the first click by stage, of every click, and their ratio to the seconds inside the model's
+decoder.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def run(fixed_image: str, moving_image: str, clicks: int = 6, **overrides: objec
     watch = Stopwatch(network)
     began = perf_counter()
     session = Session(inferer, request, network)
-    print(f"before the first click {perf_counter() - began:6.2f} s")
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in session.seconds.items() if seconds)
+    print(
+        f"before the first click {perf_counter() - began:6.2f} s: {stages}; {session.pair.metered.counts}", flush=True
+    )
     generator = torch.Generator().manual_seed(0)
     for number in range(clicks):
         side = ("moving", "fixed")[number % 2]
@@ -64,7 +68,7 @@ def run(fixed_image: str, moving_image: str, clicks: int = 6, **overrides: objec
         pair = session.counterpart([GivenPrompt(str(number), place, torch.ones(1, dtype=torch.long))], side)
         seconds, inside = perf_counter() - began, watch.seconds - inside
         print(f"{side:>6} {seconds:6.2f} s, decoder {inside:6.2f} s, ratio {seconds / inside:4.2f}, "
-              f"confidence {pair.confidence[0]:.2f}")  # fmt: skip
+              f"confidence {pair.confidence[0]:.2f}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ def image_in(folder: str | Path, name: object, *, what: str) -> Path:
         InputError: no plain name (absolute, with folders, hidden, too long), no such image, several, or a link that
             leads out of the folder. The message tells the name alone, never a place on this machine.
     """
+    if isinstance(name, str) and name.startswith("/"):  # not told: an upload has a place on this machine
+        raise InputError(f"{what}: a path is no name of an image among the studies; give the id of one that is there")
     if not isinstance(name, str) or not name or len(name) > 200 or not PLAIN.fullmatch(name):
         raise InputError(f"{what}: {str(name)[:80]!r} is no name of an image among the studies; give its id")
     folder = Path(folder).resolve()

@@ -25,13 +25,16 @@ MIN_SIZE, MIN_SLICES = 8, 2  # voxels along the first two axes, and along the th
 SHEAR = 1e-3  # cosine between axes below which they count as at right angles
 
 
-def read_image(path: str | Path, *, name: str, frame: int | str | None = None) -> tuple[Tensor, ImageInfo]:
+def read_image(
+    path: str | Path, *, name: str, frame: int | str | None = None, most: int | None = None
+) -> tuple[Tensor, ImageInfo]:
     """An image that can be registered.
 
     Args:
         path: a PNG, JPEG, TIFF, BMP, NIfTI, NRRD, MetaImage or DICOM file, or a folder with one DICOM series.
         name: what the caller calls this input, e.g. "fixed_image"; every error starts with it.
         frame: which frame of a series of images (or page of a TIFF), 0-based; needed where there are several.
+        most: voxels that the file may have by its header, before they are read; None: as many as fit into memory.
 
     Returns:
         `[C, *S]` float32 raw intensities, C = 1 (grey) or 3 (colour), and where its voxels lie.
@@ -40,7 +43,7 @@ def read_image(path: str | Path, *, name: str, frame: int | str | None = None) -
         InputError: no such file, unknown format, damaged, too small, not 2-D or 3-D, larger than the memory, constant,
             not finite, no usable grid, or several frames and none chosen.
     """
-    image, info = read_values(path, name=name, frame=frame)
+    image, info = read_values(path, name=name, frame=frame, most=most)
     with _told(name, path):
         _check_shape(image.shape)
         if image.amin() == image.amax():
@@ -48,11 +51,13 @@ def read_image(path: str | Path, *, name: str, frame: int | str | None = None) -
     return image, info
 
 
-def read_values(path: str | Path, *, name: str, frame: int | str | None = None) -> tuple[Tensor, ImageInfo]:
+def read_values(
+    path: str | Path, *, name: str, frame: int | str | None = None, most: int | None = None
+) -> tuple[Tensor, ImageInfo]:
     """As `read_image`, of any size and even constant: what is only carried over need not be registrable."""
     _check_path(path, name)
     with _told(name, path):
-        array, affine, suffix = load(Path(path), labels=False, frame=Frame(frame, frame_option(name)))
+        array, affine, suffix = load(Path(path), labels=False, frame=Frame(frame, frame_option(name)), most=most)
         image = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
         _check_finite(image)
         return image, _info(path, suffix, affine)

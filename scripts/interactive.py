@@ -48,7 +48,7 @@ class Session:
         self._sampled: list[Asked] | None = None
         self._lock = RLock()
         with Clock(inferer.progress) as clock, _ASKING:
-            self.pair = inferer.prepare(request, network, clock)
+            self._prepared = self.pair = inferer.prepare(request, network, clock)
             self._priors = {"moving": self.pair.prior, "fixed": self.pair.prior.reversed(request.moving.shape[1:])}
         self.seconds = clock.seconds | {"corresponding prompts": 0.0}
         if request.prompts:
@@ -63,6 +63,16 @@ class Session:
         other._asked, other._lock = {}, RLock()
         other.seconds = self.seconds | {"corresponding prompts": 0.0}
         return other
+
+    def go_on_with(self, inferer: PromptRegInferer) -> None:
+        """From now on ask and register with other settings; what the pair was prepared with stays.
+
+        Settings without `same_scene` leave the final map to the fit, even where both images show one scene.
+        """
+        with self._lock:
+            if inferer is not self.inferer:
+                self.inferer, self._sampled = inferer, None
+                self.pair = self._prepared if inferer.same_scene else replace(self._prepared, edges=None)
 
     def counterpart(self, prompts: list[GivenPrompt], side: str = "moving") -> RegionPairs:
         """Ask prompts given on one image for their counterparts on the other; they stay in the session.

@@ -5,50 +5,28 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
-from PIL import Image
-from skimage import data
 
-from .demo import example
 from .errors import InputError, reason
 from .inferer import PromptRegInferer
-from .page_desk import PLANES, Desk
+from .page_canvas import NAMES
+from .page_desk import Desk
 from .readers import PICTURES, VOLUMES
+from .samples import PAIRS
 from .segmenters.promptable import PromptableSegmenter
 
 logger = logging.getLogger(__name__)
-RETINA, COINS = "a retinal photograph and itself, warped", "coins, and the same turned and cut"
+NOTHING = "⚠ Load a pair of images first, and wait until it is ready."
 GIVEN, OWN = "the pair given on the command line", "my own files"
 CSS = """
 footer {display: none !important}
 .prompts td, .prompts th {padding: 2px 14px; text-align: left}
 #status {min-height: 2.2em}
 """
-
-
-def sample_pair(name: str, folder: Path) -> dict[str, str | Path]:
-    """Files of a sample pair, by side."""
-    if name == COINS:
-        coins = Image.fromarray(data.coins())
-        pictures = {
-            "fixed": coins.crop((0, 0, 330, 300)),
-            "moving": coins.rotate(8, fillcolor=60).crop((30, 10, 384, 303)),
-        }
-    else:
-        fixed, moving, _ = example()
-        pictures = {
-            side: Image.fromarray(image[0].round().clamp(0, 255).numpy().astype(np.uint8))
-            for side, image in (("fixed", fixed), ("moving", moving))
-        }
-    files: dict[str, str | Path] = {side: folder / f"{side}.png" for side in pictures}
-    for side, picture in pictures.items():
-        picture.save(files[side])
-    return files
 
 
 def told(work: Callable[[], str]) -> str:
@@ -62,11 +40,15 @@ def told(work: Callable[[], str]) -> str:
         return "⚠ This could not be done; the log of the server names the cause."
 
 
+def _step(at: int, count: int) -> Any:
+    return gr.update(visible=True, maximum=max(1, count - 1), value=at)
+
+
 def build(
     inferer: PromptRegInferer, network: PromptableSegmenter, given: dict[str, str | Path] | None = None
 ) -> gr.Blocks:
     """The page as a `gradio.Blocks`, with a pair of files by side to start with."""
-    samples = ([GIVEN] if given else []) + [RETINA, COINS, OWN]
+    samples = ([GIVEN] if given else []) + [*PAIRS, OWN]
 
     with gr.Blocks(title="PromptReg", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         desk = gr.State(None, time_to_live=7200)
@@ -87,10 +69,12 @@ def build(
                     images[side] = gr.Image(
                         label=f"{side} image", interactive=False, format="png", elem_id=side, buttons=[]
                     )
-                    sliders[side] = gr.Slider(0, 1, step=1, label="slice", visible=False, elem_id=f"{side}_slice")
-        with gr.Row():
-            ask = gr.Radio(["click", "box"], value="click", label="Ask with (a box is two clicks)", elem_id="ask")
-            plane = gr.Radio(list(PLANES), value="axial", label="Plane", visible=False)
+                    with gr.Row():
+                        for name in NAMES:
+                            sliders[side, name] = gr.Slider(
+                                0, 1, step=1, label=name, visible=False, min_width=90, elem_id=f"{side}_{name}"
+                            )
+        ask = gr.Radio(["click", "box"], value="click", label="Ask with (a box is two clicks)", elem_id="ask")
         with gr.Row():
             table = gr.HTML(elem_id="table")
             with gr.Column():
@@ -102,64 +86,72 @@ def build(
         with gr.Row():
             with gr.Column():
                 overlay = gr.Image(
-                    label="fixed / moved", interactive=False, format="png", elem_id="overlay", buttons=[]
+                    label="fixed / moved", interactive=False, format="png", elem_id="overlay", buttons=[], visible=False
                 )
-                share = gr.Slider(0, 1, value=0.5, label="fixed ... moved", elem_id="share")
-            files = gr.File(label="Field, regions, prompts, report", file_count="multiple", elem_id="files")
+                share = gr.Slider(0, 1, value=0.5, label="fixed ... moved", elem_id="share", visible=False)
+            files = gr.File(
+                label="Field, regions, prompts, report",
+                file_count="multiple",
+                interactive=False,
+                elem_id="files",
+                visible=False,
+            )
 
-        everything = [desk, status, *images.values(), *sliders.values(), table, chosen, overlay]
+        everything = [desk, status, *images.values(), *sliders.values(), table, chosen, overlay, share]
+        no_files = gr.update(value=None, visible=False)
 
-        def shown(one: Desk | None, text: str) -> list[Any]:
+        def shown(one: Desk | None, text: str, *, idle: bool = False) -> list[Any]:
+            """What `everything` shows of a desk; `idle`: nobody can ask it yet."""
             if one is None:
-                return [one, text, None, None, *[gr.skip()] * 2, "", gr.skip(), None]
-            steps = [
-                gr.update(visible=one.volume, maximum=max(1, one.slices(side) - 1), value=one.at[side])
-                for side in sliders
-            ]
-            pictures = [one.picture(side) for side in images]
-            return [one, text, *pictures, *steps, one.table(), gr.update(choices=one.names, value=[]), one.blend(0.5)]
+                return [gr.skip(), text, *[gr.skip()] * (len(everything) - 2)]
+            planes = [one.slices(side).get(name) for side, name in sliders]
+            steps = [gr.update(visible=False) if p is None else _step(*p) for p in planes]
+            picture, names = [one.picture(side) for side in images], gr.update(choices=one.names, value=[])
+            blend, there = one.blend(0.5), one.result is not None
+            results = [gr.update(value=blend, visible=there), gr.update(value=0.5, visible=there)]
+            return [None if idle else one, text, *picture, *steps, one.table(), names, *results]
 
-        def on_load(name: str, moving: str | None, fixed: str | None) -> list[Any]:
+        def on_load(name: str, moving: str | None, fixed: str | None) -> Iterator[list[Any]]:
             made: list[Desk] = []
 
-            def work() -> str:
+            def read() -> str:
                 with tempfile.TemporaryDirectory() as folder:
                     own: dict[str, str | Path] = {"fixed": fixed or "", "moving": moving or ""}
-                    pair = own if name == OWN else given if name == GIVEN and given else sample_pair(name, Path(folder))
+                    pair = own if name == OWN else given if name == GIVEN and given else PAIRS[name](Path(folder))
                     made.append(Desk(pair, inferer, network))
+                return "Both images are encoded and compared, once. Pictures take a minute, volumes several."
+
+            def prepare() -> str:
                 seconds = sum(made[0].session.seconds.values())
                 return f"Ready after {seconds:.0f} s. Click something in either image."
 
-            text = told(work)
-            one = made[0] if made else None
-            return [*shown(one, text), gr.update(visible=bool(one and one.volume), value="axial"), None]
+            text = told(read)
+            if made:
+                yield [*shown(made[0], text, idle=True), no_files]
+                text = told(prepare)
+            yield [*shown(made[0] if made and made[0].ready else None, text), no_files]
 
         def on_click(side: str) -> Callable[..., list[Any]]:
             def clicked(one: Desk | None, how: str, event: gr.SelectData) -> list[Any]:
                 if one is None:
-                    return shown(None, "⚠ Load a pair of images first.")
+                    return shown(None, NOTHING)
                 text = told(lambda: one.click(side, list(event.index), box=how == "box"))
                 return shown(one, text)
 
             return clicked
 
-        def on_slice(side: str) -> Callable[..., Any]:
-            def moved(one: Desk | None, at: int) -> Any:
+        def on_slice(side: str, name: str) -> Callable[..., Any]:
+            def moved(one: Desk | None, at: int, share: float) -> list[Any]:
                 if one is None:
-                    return None
-                one.at[side] = int(min(max(at, 0), one.slices(side) - 1))
-                return one.picture(side)
+                    return [None, None]
+                one.go_to(side, name, int(at))
+                return [one.picture(side), one.blend(share) if side == "fixed" else gr.skip()]
 
             return moved
 
-        def on_plane(one: Desk | None, name: str) -> list[Any]:
-            if one is not None:
-                one.choose_plane(name if name in PLANES else "axial")
-            return shown(one, "")
-
         def on_remove(one: Desk | None, names: list[str] | None) -> list[Any]:
             if one is None:
-                return shown(None, "⚠ Load a pair of images first.")
+                return shown(None, NOTHING)
 
             def work() -> str:
                 one.remove(one.names if names is None else names)
@@ -169,7 +161,7 @@ def build(
 
         def on_register(one: Desk | None) -> list[Any]:
             if one is None:
-                return [*shown(None, "⚠ Load a pair of images first."), None]
+                return [*shown(None, NOTHING), no_files]
             written: list[str] = []
 
             def work() -> str:
@@ -184,7 +176,7 @@ def build(
                 )
 
             text = told(work)
-            return [*shown(one, text), written or None]
+            return [*shown(one, text), gr.update(value=written, visible=True) if written else no_files]
 
         both = list(images.values())
         private: dict[str, Any] = {"api_visibility": "private"}
@@ -192,17 +184,18 @@ def build(
         choice.change(
             lambda name: [gr.update(visible=name == OWN)] * 2, choice, list(uploads.values()), **private
         )  # fmt: skip
-        load.click(on_load, [choice, uploads["moving"], uploads["fixed"]], [*everything, plane, files], **busy)
+        load.click(on_load, [choice, uploads["moving"], uploads["fixed"]], [*everything, files], **busy)
         for side, image in images.items():
             image.select(on_click(side), [desk, ask], everything, **busy)
-            sliders[side].input(on_slice(side), [desk, sliders[side]], image, show_progress="hidden", **private)
-        plane.input(on_plane, [desk, plane], everything, **busy)
+        quiet: dict[str, Any] = {**private, "show_progress": "hidden", "trigger_mode": "always_last"}
+        for (side, name), slider in sliders.items():
+            slider.input(on_slice(side, name), [desk, slider, share], [images[side], overlay], **quiet)
         remove.click(on_remove, [desk, chosen], everything, **busy)
         clear.click(lambda one: on_remove(one, None), desk, everything, **busy)
-        register.click(on_register, desk, [*everything, files], show_progress_on=[overlay, files], **private)
+        register.click(on_register, desk, [*everything, files], show_progress_on=both, **private)
 
         def on_share(one: Desk | None, at: float) -> Any:
             return None if one is None else one.blend(at)
 
-        share.input(on_share, [desk, share], overlay, show_progress="hidden", **private)
+        share.input(on_share, [desk, share], overlay, **quiet)
     return page

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,26 +46,25 @@ class Mark:
 
 @dataclass(frozen=True)
 class View:
-    """A plane of an image on the page; pixels are (x, y) of the picture shown."""
+    """A plane of an image on the page; pixels are (x, y) of the picture shown, `scale` of them a millimetre."""
 
     plane: Plane
+    scale: float
 
     @classmethod
-    def of(cls, info: ImageInfo, shape: Sequence[int], name: str, at: int | None = None) -> View:
-        """The plane of this name ("" for a 2-D image) through slice `at`, or through the middle."""
-        middle = (torch.tensor(shape) - 1) / 2
-        plane = next((p for p in planes_of(info, shape, middle) if p.name == name), None)
-        plane = plane or planes_of(info, shape, middle)[0]
-        if at is not None and len(shape) == 3:
-            middle[plane.across] = at
-            plane = next(p for p in planes_of(info, shape, middle) if p.name == plane.name)
-        return cls(plane)
+    def all(cls, info: ImageInfo, shape: Sequence[int], through: Sequence[float]) -> list[View]:
+        """Axial, coronal and sagittal plane through a voxel; a 2-D image itself; each in its greatest scale."""
+        planes = planes_of(info, shape, torch.tensor(through))
+        return [cls(plane, LONGEST / max(plane.sides)) for plane in planes]
+
+    def scaled(self, scale: float) -> View:
+        """The same plane in another scale."""
+        return replace(self, scale=scale)
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height on the page."""
-        scale = LONGEST / max(self.plane.sides)
-        return max(1, round(scale * self.plane.sides[0])), max(1, round(scale * self.plane.sides[1]))
+        return max(1, round(self.scale * self.plane.sides[0])), max(1, round(self.scale * self.plane.sides[1]))
 
     def voxel(self, pixel: Sequence[float]) -> list[float]:
         """Voxel `(i, j(, k))` under a pixel."""
@@ -97,14 +96,20 @@ class View:
             picture = np.flip(picture, axis) if flipped else picture
         return Image.fromarray((255 * picture).round().astype(np.uint8)).resize(self.size, Image.Resampling.BICUBIC)
 
-    def draw(self, image: Tensor, window: tuple[float, float], marks: Sequence[Mark]) -> Image.Image:
-        """The plane with every mark that lies in it."""
+    def draw(
+        self, image: Tensor, window: tuple[float, float], marks: Sequence[Mark], lines: str | None = None
+    ) -> Image.Image:
+        """The plane with every mark that lies in it, and with lines of a colour where the other planes cut it."""
         picture = self.grey(image, window)
         pen = ImageDraw.Draw(picture)
+        if lines:
+            (x, y), (width, height) = self.pixel(self.plane.index), self.size
+            pen.line([(x, 0), (x, height)], fill=lines)
+            pen.line([(0, y), (width, y)], fill=lines)
         for mark in marks:
             for line in self._outlines(mark.region):
-                pen.line(line, fill="black", width=5, joint="curve")
-                pen.line(line, fill=mark.colour, width=3, joint="curve")
+                pen.line(line, fill="black", width=4, joint="curve")
+                pen.line(line, fill=mark.colour, width=2, joint="curve")
         for mark in marks:
             if mark.prompt is not None:
                 self._draw_prompt(pen, mark.prompt, mark.colour, mark.text)
@@ -142,7 +147,9 @@ class View:
             if label >= 0 and self.shown(point):
                 across, down = self.pixel(point)
                 star(pen, (across, down), colour if label else "white")
-                pen.text((across + 16, down - 9), text, colour, font=FONT, stroke_width=2, stroke_fill="black")
+                long = pen.textlength(text, FONT)  # to the left where there is no room to the right
+                place = across + 16 if across + 16 + long < self.size[0] else max(across - 16 - long, 0)
+                pen.text((place, down - 9), text, colour, font=FONT, stroke_width=2, stroke_fill="black")
 
 
 def star(pen: ImageDraw.ImageDraw, at: tuple[float, float], colour: str, radius: float = 13) -> None:

@@ -8,6 +8,7 @@ read. Sheared axes are kept as they are: all of this project works on any affine
 from __future__ import annotations
 
 import logging
+import math
 from functools import cache
 from pathlib import Path
 
@@ -38,8 +39,16 @@ VOLUMES = {  # ending -> ending of the outputs: those whose header is a file of 
 FRAMES_FROM = 5  # values per voxel: fewer are colours or vectors, more are frames (Slicer's sequences in NRRD)
 
 
-def load(path: Path, *, labels: bool, frame: Frame) -> tuple[np.ndarray, np.ndarray, str]:
-    """Stored values `[C, *S]`, RAS affine `[D+1, D+1]` float64 and the ending of outputs."""
+def load(path: Path, *, labels: bool, frame: Frame, most: int | None = None) -> tuple[np.ndarray, np.ndarray, str]:
+    """Stored values `[C, *S]`, RAS affine `[D+1, D+1]` float64 and the ending of outputs.
+
+    Args:
+        path: file or folder; labels: whether values are ids; frame: which one of a series.
+        most: voxels that a file may have by its header; None: as many as fit into memory.
+
+    Raises:
+        InputError: no such file, no image, damaged, or too large, which is known before values are read.
+    """
     if not path.exists():
         raise InputError("no such file; give the path of an image that exists")
     ending = next((e for e in (*VOLUMES, *PICTURES) if path.name.lower().endswith(e)), "")
@@ -50,13 +59,13 @@ def load(path: Path, *, labels: bool, frame: Frame) -> tuple[np.ndarray, np.ndar
         raise InputError(f"not a supported image; give one of {supported} or a folder with one DICOM series")
     try:
         if ending in PICTURES and not path.is_dir():
-            return _read_picture(path, labels=labels, frame=frame), np.eye(3), ending
+            return _read_picture(path, most, labels=labels, frame=frame), np.eye(3), ending
         if path.is_dir():
-            values, affine = _read_series(path, frame)
+            values, affine = _read_series(path, frame, most)
         elif ending.startswith(".nii"):
-            values, affine = _read_nifti(path, frame)
+            values, affine = _read_nifti(path, frame, most)
         else:
-            values, affine = _read_itk(str(path), frame)
+            values, affine = _read_itk(str(path), frame, most)
         return *_without_flat_axes(values, affine), VOLUMES.get(ending, ".nii.gz")
     except InputError:
         raise
@@ -76,10 +85,11 @@ def warn_once(text: str) -> None:
     logger.warning(text)
 
 
-def _read_picture(path: Path, *, labels: bool, frame: Frame) -> np.ndarray:
+def _read_picture(path: Path, most: int | None, *, labels: bool, frame: Frame) -> np.ndarray:
     with Image.open(path) as file:
         pages = getattr(file, "n_frames", 1) if file.format == "TIFF" else 1
         file.seek(frame.of(pages, "pages"))
+        _check_size((len(file.getbands()), file.height, file.width), most)
         file.load()
         picture: Image.Image = file
         if picture.mode in ("LA", "La") or (picture.mode == "1" and not labels):
@@ -90,12 +100,12 @@ def _read_picture(path: Path, *, labels: bool, frame: Frame) -> np.ndarray:
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
 
-def _read_nifti(path: Path, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+def _read_nifti(path: Path, frame: Frame, most: int | None) -> tuple[np.ndarray, np.ndarray]:
     image = nib.load(path)
     header, shape = image.header, image.shape
     _check_components(int(np.prod(shape[4:], dtype=int)))
     chosen = frame.of(shape[3] if len(shape) > 3 else 1)
-    check_memory((1, *shape[:3]), copies=READING)
+    _check_size((1, *shape[:3]), most)
     values = image.dataobj[..., chosen] if len(shape) == 4 else np.asanyarray(image.dataobj)
     if len(shape) > 4:
         values = values.reshape(shape[:4])[..., chosen]
@@ -113,17 +123,17 @@ def _read_nifti(path: Path, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     return values, affine
 
 
-def _read_series(folder: Path, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+def _read_series(folder: Path, frame: Frame, most: int | None) -> tuple[np.ndarray, np.ndarray]:
     slices = find_series(folder)
     if len(slices) == 1:
-        return _read_itk(slices[0].path, frame)
+        return _read_itk(slices[0].path, frame, most)
     frame.of(1)
     files, matrix = ordered(slices)
-    check_memory((slices[0].components, *slices[0].size[:2], len(files)), copies=READING)
+    _check_size((slices[0].components, *slices[0].size[:2], len(files)), most)
     return _channels_first(sitk.ReadImage(files)), lps_flip(3) @ matrix
 
 
-def _read_itk(path: str, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+def _read_itk(path: str, frame: Frame, most: int | None) -> tuple[np.ndarray, np.ndarray]:
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     reader.ReadImageInformation()
@@ -138,7 +148,7 @@ def _read_itk(path: str, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     time = 2 if film else 3
     count = components if sequence else size[time] if len(size) > time else 1
     chosen = frame.of(count)
-    check_memory((components, *size), copies=READING)
+    _check_size((components, *size), most)
     image = reader.Execute()
     values = _channels_first(image)
     if sequence:
@@ -158,6 +168,15 @@ def _channels_first(image: sitk.Image) -> np.ndarray:
     array = sitk.GetArrayViewFromImage(image).T
     components = image.GetNumberOfComponentsPerPixel()
     return np.array(array[None] if components == 1 else array[:3] if components == 4 else array)
+
+
+def _check_size(shape: tuple[int, ...], most: int | None) -> None:
+    """What the header says, `(C, *S)`, before values are read."""
+    voxels = math.prod(shape[1:])
+    if most is not None and voxels > most:
+        sizes = " x ".join(map(str, shape[1:]))
+        raise InputError(f"has {sizes} voxels, and {most} are allowed here; crop or resample to fewer")
+    check_memory(shape, copies=READING)
 
 
 def _check_components(components: int) -> None:

@@ -42,6 +42,7 @@ class ReadPaird(MapTransform):
         keys: keys of the fixed and of the moving image's path.
         names: what the user calls these two inputs, for error messages.
         memory: bytes that a registration may take; None: what the machine has.
+        most: voxels that a file may have by its header, before they are read; None: as many as fit into memory.
 
     Raises:
         InputError: whatever is wrong with the images or prompts, before any heavy work.
@@ -52,9 +53,10 @@ class ReadPaird(MapTransform):
         keys: KeysCollection = ("image", "moving"),
         names: Sequence[str] = ("fixed_image", "moving_image"),
         memory: float | None = None,
+        most: int | None = None,
     ) -> None:
         super().__init__(keys)
-        self.memory = memory
+        self.memory, self.most = memory, most
         self.fixed_key, self.moving_key = self.keys
         self.names = tuple(names)
 
@@ -65,7 +67,7 @@ class ReadPaird(MapTransform):
         if "image_path" in data:
             data = {**data, self.moving_key: self._confined(data)}
         (fixed, fixed_info), (moving, moving_info) = (
-            read_image(data[key], name=name, frame=data.get(frame_option(name)))
+            read_image(data[key], name=name, frame=data.get(frame_option(name)), most=self.most)
             for key, name in zip(self.keys, self.names, strict=True)
         )
         if fixed.ndim != moving.ndim:

@@ -230,11 +230,17 @@ def test_chain_of_monai_label(pair: dict[str, str], tmp_path: Path) -> None:
     assert request["pred"][column, row] == 1  # transposed, as MONAI Label writes it
 
 
-def test_displayable_configs_are_ids_of_the_config() -> None:
+def test_displayable_configs_reach_the_method() -> None:
+    """MONAI Label puts what its users chose into this one entry and parses the rest anew."""
     parser = ConfigParser()
     parser.read_config(str(CONFIG))
-    options = parser["displayable_configs"]
-    assert options and {name: parser[name] for name in options} == options
+    chosen = {"prealignment": "centre", "transformation": "affine", "number_of_prompts": 3, "transforms": 2}
+    assert parser["displayable_configs"].keys() == chosen.keys()
+    parser["displayable_configs"].update(chosen)
+    parser.parse()
+    inferer = parser.get_parsed_content("inferer")
+    assert (inferer.prealignment, inferer.fit.kind, inferer.sampling.count) == ("centre", "affine", 3)
+    assert inferer.method.marginalisation.transforms == 2
 
 
 @pytest.mark.parametrize(("overlay", "terms"), [("objectives/roi.yaml", ["roi"]), ("experiments/paper.yaml", ["roi"])])

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_inferer import click, inferer, scene
+from test_inferer import FIT, click, inferer, scene
 from test_inferer import info as info_of
 from toy import DiscSegmenter, box_around, disc
 
@@ -116,6 +116,26 @@ def test_too_few_prompts_are_joined_by_sampled_ones() -> None:
     assert one.pairs().ids == ("a",)
     assert torch.allclose(result.pairs.moving_prompts.coordinates[0, 0], torch.tensor([30.0, 34.0]), atol=3.0)
     assert session().register(at_least=2).pairs.ids == ("sampled 1", "sampled 2")
+
+
+def test_settings_may_change_between_questions() -> None:
+    one = session()
+    one.counterpart(named("a", 30.0, 34.0))
+    two = one.fresh()
+    two.go_on_with(inferer(fit=replace(FIT, kind="rigid")))
+    two.counterpart(named("a", 30.0, 34.0))
+    assert two.register(at_least=1).settings["fit"]["kind"] == "rigid"
+    assert one.register(at_least=1).settings["fit"]["kind"] == "affine" and one.pair.fixed is two.pair.fixed
+
+
+def test_without_same_scene_the_fit_decides_the_map() -> None:
+    one = session()
+    one._prepared = one.pair = replace(one.pair, edges=(torch.zeros(2, 64, 64), torch.zeros(2, 64, 64)))
+    one.counterpart(named("a", 30.0, 34.0))
+    assert one.register(at_least=1).hypothesis == "one scene"
+    one.go_on_with(inferer())
+    found = one.register(at_least=1)
+    assert found.hypothesis == "features" and torch.allclose(found.ddf[:, 36, 30], torch.tensor([-6.0, 4.0]), atol=1.0)
 
 
 def test_prompts_vouch_for_each_other_and_can_be_removed() -> None:

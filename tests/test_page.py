@@ -1,14 +1,8 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
-"""The page in the browser: what is drawn where, and the page itself in headless Chromium with the analytic segmenter.
-
-The latter needs requirements-page.txt, playwright's Python package and Debian's chromium, and is skipped without them.
-"""
+"""The page's pictures and desk, without a browser: what is drawn where, and which voxel was clicked."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +16,23 @@ from test_interactive import FIXED, MOVING
 from toy import DiscSegmenter
 
 from scripts.errors import InputError
+from scripts.page_canvas import NAMES, Canvas
 from scripts.page_desk import Desk
 from scripts.page_view import Mark, View
 from scripts.prompts import Prompts
 from scripts.registration import ImageInfo
 
-CHROMIUM = shutil.which("chromium") or ""
+
+def write_pair(folder: Path) -> dict[str, Any]:
+    """A disc in two places."""
+    for side, image in (("fixed", FIXED), ("moving", MOVING)):
+        Image.fromarray((255 * image[0]).round().byte().numpy()).save(folder / f"{side}.png")
+    return {side: folder / f"{side}.png" for side in ("fixed", "moving")}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("pair")
-    for side, image in (("fixed", FIXED), ("moving", MOVING)):
-        Image.fromarray((255 * image[0]).round().byte().numpy()).save(folder / f"{side}.png")
-    return {side: folder / f"{side}.png" for side in ("fixed", "moving")}
+    return write_pair(tmp_path_factory.mktemp("pair"))
 
 
 # ---- what is drawn, and what is clicked ----------------------------------------------------------------------------
@@ -44,9 +41,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["axial", "coronal", "sagittal"])
 def test_a_pixel_leads_to_its_voxel_and_back(name: str) -> None:
     affine = torch.tensor([[0, 2.0, 0, 5], [-1.0, 0, 0, 3], [0, 0, 3.0, -7], [0, 0, 0, 1]], dtype=torch.float64)
-    view = View.of(ImageInfo("", "volume", ".nii.gz", affine, (1.0, 2.0, 3.0)), (60, 40, 12), name, 4)
-    for pixel in ((3.0, 5.0), (200.0, 100.0)):
+    canvas = Canvas.of(ImageInfo("", "volume", ".nii.gz", affine, (1.0, 2.0, 3.0)), (60, 40, 12), (30.0, 20.0, 4.0))
+    view = canvas.views[NAMES.index(name)]
+    left, top = canvas.corners[NAMES.index(name)]
+    for pixel in ((3.0, 5.0), (100.0, 50.0)):
         voxel = view.voxel(pixel)
+        assert canvas.at((pixel[0] + left, pixel[1] + top)) == (view, voxel)
+        assert canvas.pixel(voxel, name) == pytest.approx((pixel[0] + left, pixel[1] + top))
         assert view.pixel(voxel) == pytest.approx(pixel) and view.shown(voxel)
         voxel[view.plane.across] += 2
         assert not view.shown(voxel)
@@ -58,13 +59,12 @@ def test_marks_lie_where_they_belong() -> None:
     info = ImageInfo("", "volume", ".nii.gz", torch.diag(torch.tensor([1.0, 1, 3, 1])).double(), (1.0, 1.0, 3.0))
     image = torch.zeros(1, 40, 30, 8)
     image[0, 5:12, 20:26, 3] = 1
-    view = View.of(info, (40, 30, 8), "axial", 3)
+    view, other = (View.all(info, (40, 30, 8), (20.0, 15.0, at))[0] for at in (3.0, 6.0))
     prompt = Prompts(torch.tensor([[[8.0, 22.0, 3.0]]]), torch.ones(1, 1, dtype=torch.long))
     plain = np.asarray(view.grey(image, (0.0, 1.0))).astype(int)
     drawn = np.asarray(view.draw(image, (0.0, 1.0), [Mark(0, True, prompt, image[0])])).astype(int)
     bright, changed = (np.argwhere(a).mean(0) for a in (plain.sum(-1) > 380, np.abs(plain - drawn).sum(-1) > 0))
     assert np.allclose(bright, changed, atol=6)
-    other = View.of(info, (40, 30, 8), "axial", 6)
     assert np.array_equal(
         other.draw(image, (0.0, 1.0), [Mark(0, True, prompt, image[0])]), other.grey(image, (0.0, 1.0))
     )
@@ -72,7 +72,7 @@ def test_marks_lie_where_they_belong() -> None:
 
 def test_a_desk(files: dict[str, Any]) -> None:
     desk = Desk(files, inferer(), DiscSegmenter())
-    view = desk.view("moving")
+    view = desk.canvas("moving")
     assert "confidence" in desk.click("moving", list(view.pixel([30.0, 34.0])), box=False)
     assert "opposite corner" in desk.click("fixed", list(view.pixel([23.0, 17.0])), box=True)
     assert "confidence" in desk.click("fixed", list(view.pixel([49.0, 43.0])), box=True)
@@ -91,11 +91,21 @@ def test_a_desk_for_volumes(tmp_path: Path) -> None:
         distance = np.sqrt(((offset - np.reshape(centre, (3, 1, 1, 1))) ** 2).sum(0))
         nib.save(nib.Nifti1Image((distance < 7).astype(np.float32), np.eye(4)), tmp_path / f"{side}.nii")
     desk = Desk({side: tmp_path / f"{side}.nii" for side in ("fixed", "moving")}, inferer(), DiscSegmenter(3, 32))
-    desk.at["moving"] = 14
-    assert "confidence" in desk.click("moving", list(desk.view("moving").pixel([15.0, 17.0, 14.0])), box=False)
-    assert abs(desk.at["fixed"] - 16) <= 2, "the other image goes to the slice of the counterpart"
-    desk.choose_plane("sagittal")
-    assert desk.slices("fixed") == 32 and desk.picture("fixed").size == desk.view("fixed").size
+    assert desk.slices("fixed") == dict.fromkeys(NAMES, (16, 32)), "the middle"
+    desk.go_to("moving", "axial", 14)
+    canvas = desk.canvas("moving")
+    assert "confidence" in desk.click("moving", list(canvas.pixel([15.0, 17.0, 14.0])), box=False)
+    assert np.allclose(desk.at["fixed"], (18, 15, 16), atol=2), "the other image goes to the counterpart"
+    assert np.allclose(desk.at["moving"], (15, 17, 14), atol=0.5), "and this one to the click"
+    assert desk.picture("fixed").size == desk.canvas("fixed").size
+
+    canvas = desk.canvas("moving")
+    assert "inside one of the planes" in desk.click("moving", [-1.0, 5.0], box=False)
+    for voxel in ((15.0, 10.0, 7.0), (15.0, 24.0, 21.0)):  # a box in the sagittal plane, as deep as it is wide
+        told = desk.click("moving", list(canvas.pixel(voxel, "sagittal")), box=True)
+    assert "confidence" in told
+    box = desk.session.pairs().moving_prompts.coordinates[1]
+    assert torch.allclose(box, torch.tensor([[8.0, 10.0, 7.0], [22.0, 24.0, 21.0]]), atol=1.0)
 
 
 def test_wrong_files_are_told(files: dict[str, Any], tmp_path: Path) -> None:
@@ -105,117 +115,3 @@ def test_wrong_files_are_told(files: dict[str, Any], tmp_path: Path) -> None:
     for side, path, message in (*wrong, ("fixed", tmp_path / "not.png", "cannot be read")):
         with pytest.raises(InputError, match=message):
             Desk({**files, side: path}, inferer(), DiscSegmenter())
-
-
-# ---- in the browser ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def page_url(files: dict[str, Any]) -> Iterator[str]:
-    pytest.importorskip("gradio", reason="gradio is not installed (requirements-page.txt)")
-    if "scripts.page_layout" in sys.modules:
-        del sys.modules["scripts.page_layout"]
-    from scripts.page_layout import build
-
-    page = build(inferer(), DiscSegmenter(), files)
-    page.queue().launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, max_file_size="1mb", server_port=None)
-    yield page.local_url
-    page.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("there is no chromium on the path")
-    with api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Visitor:
-    """A person at the page."""
-
-    def __init__(self, browser: Any, url: str) -> None:
-        self.page = browser.new_context(viewport={"width": 1280, "height": 1400}).new_page()
-        self.hosts: set[str] = set()
-        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2].split(":")[0]))
-        self.page.goto(url)
-        self.page.wait_for_selector("#load")
-
-    def until(self, text: str, element: str = "#status") -> None:
-        found = "([e, t]) => document.querySelector(e).innerText.includes(t)"
-        try:
-            self.page.wait_for_function(found, arg=[element, text], timeout=30_000)
-        except Exception as error:
-            shown = self.page.inner_text(element)
-            raise AssertionError(f"{element} does not say '{text}' but '{shown}'") from error
-
-    def click(self, side: str, row: float, column: float) -> None:
-        shown = self.page.locator(f"#{side} img")
-        shown.scroll_into_view_if_needed()
-        self.page.wait_for_timeout(500)
-        box = shown.bounding_box()
-        x, y = box["x"] + (column + 0.5) / 64 * box["width"], box["y"] + (row + 0.5) / 64 * box["height"]
-        self.page.mouse.click(x, y)
-
-    def load(self) -> None:
-        self.page.click("#load")
-        self.until("Ready")
-
-
-def test_a_visit(browser: Any, page_url: str, tmp_path: Path) -> None:
-    one = Visitor(browser, page_url)
-    one.page.click("#register")
-    one.until("Load a pair of images first")
-    one.load()
-    one.click("moving", 30, 34)
-    one.until("Prompt 1: found on the fixed image")
-    one.click("fixed", 38, 28)
-    one.until("Prompt 2: found on the moving image")
-    one.page.click("#ask input[value=box]")
-    one.click("moving", 17, 21)
-    one.until("opposite corner")
-    one.click("moving", 43, 47)
-    one.until("Prompt 3")
-
-    two = Visitor(browser, page_url)  # sees nothing of the first
-    two.load()
-    two.until("No prompts yet", "#table")
-    two.click("moving", 30, 34)
-    two.until("Prompt 1")
-
-    one.page.click("#chosen input")
-    one.page.click("#chosen [role=option] >> nth=0")
-    one.page.keyboard.press("Escape")
-    one.page.click("#remove")
-    one.until("Removed")
-    assert "1" not in [row.split()[1] for row in one.page.inner_text("#table").splitlines()[1:]]
-    one.page.click("#register")
-    one.until("Registered")
-    one.until("ddf", "#files")
-    assert one.page.locator("#overlay img").count() == 1
-    one.page.screenshot(path=tmp_path / "page.png", full_page=True)
-    with one.page.expect_download() as download:
-        one.page.click("#files a >> nth=0")
-    assert Path(download.value.path()).stat().st_size > 0
-    one.page.click("#clear")
-    one.until("No prompts yet", "#table")
-    assert "1" in two.page.inner_text("#table")
-    assert one.hosts | two.hosts == {"127.0.0.1"}, "nothing leaves the machine"
-
-
-def test_uploads_and_errors(browser: Any, page_url: str, files: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    one = Visitor(browser, page_url)
-    one.page.click("#choice input")
-    one.page.click("[role=option] >> text=my own files")
-    one.page.click("#load")
-    one.until("none given")
-    for path in (tmp_path / "broken.png", files["fixed"]):  # what has a file is no longer an input
-        one.page.locator("input[type=file]").first.set_input_files(str(path))
-        one.page.wait_for_selector(f"text={path.stem}")
-    one.page.click("#load")
-    one.until("cannot be read")
-    assert "Traceback" not in one.page.inner_text("body")

@@ -167,3 +167,20 @@ def test_a_header_of_a_giant_is_refused_before_its_values_are_read(suffix: str, 
         path.write_text("\n".join(("ObjectType = Image", *lines)) + "\n", encoding="ascii")
     with pytest.raises(InputError, match=r"of 30000x30000x30000 voxels about .* GB of memory are needed"):
         read_image(path, name="fixed_image")
+
+
+@pytest.mark.parametrize("ending", [".png", ".nii", ".nrrd", ".mha"])
+def test_what_is_too_large_is_told_before_it_is_read(ending: str, tmp_path: Path) -> None:
+    """The files end behind their headers: whoever reads values finds none."""
+    whole, path = tmp_path / f"whole{ending}", tmp_path / f"image{ending}"
+    if ending == ".png":
+        Image.fromarray(np.zeros((64, 96), np.uint8)).save(whole)
+    else:
+        image = sitk.GetImageFromArray(np.zeros((4, 16, 24), np.int16))
+        sitk.WriteImage(image, str(whole), useCompression=False)
+    content = whole.read_bytes()
+    path.write_bytes(content[: 41 if ending == ".png" else len(content) - 4 * 16 * 24 * 2])
+    with pytest.raises(InputError, match=r"moving_image: .*has \d+ x .* voxels, and 1000 are allowed here"):
+        read_image(path, name="moving_image", most=1000)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(path, name="moving_image", most=10_000)

@@ -20,8 +20,7 @@ from ..geometry import identity_points, resize_by_area, sample, scaling_about_co
 from ..prompts import Prompts
 from .cache import BoundedCache
 from .embedding import Embedding
-from .growing import NOTHING
-from .protocol import Decoded
+from .protocol import NOTHING, Decoded
 from .upright import UprightSAM, canonical
 
 STEP = 16  # voxels that crops are apart, so that prompts near each other share one; the side of a token

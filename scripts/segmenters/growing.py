@@ -14,8 +14,7 @@ from ..geometry import bounding_box
 from ..prompts import Prompts
 from ..prototypes import area_weights, prototype
 from .embedding import Embedding
-
-NOTHING = -10.0  # logit where no region is
+from .protocol import NOTHING
 
 
 @dataclass(frozen=True)

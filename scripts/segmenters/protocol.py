@@ -16,6 +16,8 @@ from ..prompts import Prompts
 from .cache import BoundedCache
 from .embedding import Embedding
 
+NOTHING = -10.0  # logit where no region is
+
 
 @dataclass(frozen=True)
 class SegmenterSpec:
