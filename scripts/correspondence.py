@@ -52,6 +52,9 @@ class Fit:
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
         voxels: of a sampling grid at most; bounds time and memory in volumes.
+        both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
+            less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
+            and dense displacements).
     """
 
     kind: str = "svf"
@@ -60,6 +63,7 @@ class Fit:
     step: float = 0.02
     affine_first: bool = True
     voxels: int = 270_000
+    both_ways: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -165,6 +169,9 @@ def _fit_level(
     scale = scale.reshape(-1, *[1] * (points.ndim - 1))
     per_unit = grid.voxels_per_unit(points.device)
     loss = objective.prepare(scene, points, level.controls)
+    back = None
+    if transformation.invertible and fit.both_ways is not None and level.controls >= fit.both_ways:
+        back = objective.prepare(scene.swapped(), transform_points(to_moving, points), level.controls)
     active = _parameters(transformation, deform=level.controls > 0)
     optimiser = torch.optim.Adam(
         [{"params": [p], "lr": fit.step / max(1, level.controls if free else 4)} for p, free in active],
@@ -176,6 +183,8 @@ def _fit_level(
             optimiser.zero_grad()
             ddf = transformation(grid)
             total = loss(transform_points(to_moving, points + ddf * scale))
+            if back is not None:
+                total = (total + back(points + transformation.inverse(grid) * scale)) / 2
             if level.controls:
                 total = total + fit.smoothness * bending_energy(ddf, per_unit)
             total.backward()

@@ -24,7 +24,7 @@ class LnccTerm(Term):
 
     Args:
         weight, controls: see `Term`.
-        kernel: window side in voxels of the sampling grid.
+        kernel: window side in voxels of the sampling grid along its finest axis; as long in mm along the others.
         floor: standard deviation of grey values in [0, 1] below which a window is flat.
     """
 
@@ -38,10 +38,11 @@ class LnccTerm(Term):
         dims = points.ndim - 1
         pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[dims]
 
+        sides = self._window(scene, points)
+
         def mean(maps: Tensor) -> Tensor:
             maps = maps[:, None]
-            for axis in range(dims):  # a box is as good as its sides one after the other, and far cheaper
-                side = min(self.kernel, (maps.shape[axis + 2] - 1) // 2 * 2 + 1)  # a slab may have fewer slices
+            for axis, side in enumerate(sides):  # a box is as good as its sides one after the other, and far cheaper
                 window = [side if a == axis else 1 for a in range(dims)]
                 maps = pool(maps, window, 1, [n // 2 for n in window], count_include_pad=False)
             return maps[:, 0]
@@ -64,6 +65,16 @@ class LnccTerm(Term):
             return 1 - (squared * inside).sum() / inside.sum().clamp(min=1)
 
         return loss
+
+    def _window(self, scene: Scene, points: Tensor) -> list[int]:
+        """Voxels along each axis of the sampling grid, odd: a cube in mm, though slices be thick or few."""
+        spacing = torch.tensor(scene.fixed.embedding.spacing, device=points.device)
+        along = [torch.diff(points, dim=axis).flatten(1).mean(1) for axis in range(1, points.ndim)]
+        steps = [(step * spacing).norm().item() for step in along]
+        return [
+            min(1 + 2 * round((self.kernel * min(steps) / step - 1) / 2), (n - 1) // 2 * 2 + 1)
+            for step, n in zip(steps, points.shape[1:], strict=True)
+        ]
 
 
 class StructureTerm(Term):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ class View:
     embedding: Embedding
     regions: Tensor
     shown: Tensor | None = None
+
+    def shows(self, points: Tensor) -> Tensor:
+        """`[*grid]` bool: which voxels `[D, *grid]` lie inside the image, where it shows something."""
+        last = torch.tensor(self.image.shape[1:], device=points.device).reshape(-1, *[1] * len(points)) - 1
+        inside = ((points >= -1e-3) & (points <= last + 1e-3)).all(0)  # rounding is not outside
+        if self.shown is not None:
+            inside &= sample(self.shown[None].float(), points)[0] > 0.5
+        return inside
 
     @classmethod
     def plain(cls, raw: Tensor, embedding: Embedding) -> View:
@@ -63,19 +71,23 @@ class Scene:
         Returns:
             a function from moving voxels `[D, *grid]` to `[*grid]` in {0, 1}, a constant for derivatives.
         """
-        last = torch.tensor(self.moving.image.shape[1:], device=points.device).reshape(-1, *[1] * len(points)) - 1
-        anchor = None if self.fixed.shown is None else sample(self.fixed.shown[None].float(), points)[0] > 0.5
+        anchor = self.fixed.shows(points)
 
         @torch.no_grad()
         def covered(moved: Tensor) -> Tensor:
-            inside = ((moved >= 0) & (moved <= last)).all(0)
-            if anchor is not None:
-                inside = inside & anchor
-            if self.moving.shown is not None:
-                inside = inside & (sample(self.moving.shown[None].float(), moved)[0] > 0.5)
-            return inside.to(moved)
+            return (anchor & self.moving.shows(moved)).to(moved)
 
         return covered
+
+    def swapped(self) -> Scene:
+        """The same with the roles exchanged."""
+        return replace(
+            self,
+            fixed=self.moving,
+            moving=self.fixed,
+            to_moving=None if self.to_moving is None else torch.linalg.inv(self.to_moving),
+            known={name: both[::-1] for name, both in self.known.items()},
+        )
 
     def moving_points(self, points: Tensor) -> Tensor:
         """Where fixed voxels `[D, *grid]` start on the moving image."""

@@ -89,7 +89,13 @@ def spline_basis(samples: int, controls: int, degree: int) -> Tensor:
 
 
 class Transformation(nn.Module, ABC):
-    """A map of the fixed extent with learnable parameters."""
+    """A map of the fixed extent with learnable parameters.
+
+    Attributes:
+        invertible: whether `inverse` is exact and can be differentiated.
+    """
+
+    invertible: bool = True
 
     @abstractmethod
     def forward(self, grid: Grid) -> Tensor:
@@ -164,6 +170,8 @@ class FreeForm(Transformation):
         degree: 3 for smooth free-form deformation, 1 for a dense displacement with linear interpolation.
     """
 
+    invertible = False
+
     def __init__(self, grid: Grid, controls: int = 4, *, degree: int = 3) -> None:
         super().__init__()
         self.grid, self.degree = grid, degree
@@ -221,6 +229,7 @@ class Dense(FreeForm):
 class StationaryVelocity(FreeForm):
     """Exponential of a stationary velocity field: a diffeomorphism whose inverse is the exponential of its negative."""
 
+    invertible = True
     samples: ClassVar = {2: 16, 3: 2}  # per control interval, by dimensions
 
     def _exponential(self, velocity: Tensor) -> Tensor:
@@ -256,6 +265,7 @@ class Composite(Transformation):
     def __init__(self, outer: Transformation, inner: Transformation) -> None:
         super().__init__()
         self.outer, self.inner = outer, inner
+        self.invertible = outer.invertible and inner.invertible
 
     def forward(self, grid: Grid) -> Tensor:
         inner = self.inner(grid)
