@@ -71,11 +71,20 @@ def _read(fixed: Path, moving: Path) -> PairRequest:
 
 def configured(overlays: list[str] | None, overrides: dict[str, Any]) -> tuple[PromptRegInferer, Segmenter]:
     """Inferer and network as the configuration says."""
+    inferer, network, _ = configured_with("inferer", overlays, overrides)
+    return inferer, network
+
+
+def configured_with(
+    name: str, overlays: list[str] | None, overrides: dict[str, Any]
+) -> tuple[PromptRegInferer, Segmenter, Any]:
+    """Inferer, network and one more entry of the configuration."""
     files = [str(ROOT / "configs" / name) for name in ["inference.yaml", *(overlays or [])]]
     workflow = ConfigWorkflow(config_file=files, workflow_type="infer", logging_file=False, progress=False, **overrides)
     sys.path.insert(1, str(ROOT))
     workflow.initialize()
-    return workflow.inferer, workflow.parser.get_parsed_content("network")
+    parsed = workflow.parser.get_parsed_content
+    return workflow.inferer, parsed("network"), parsed(name)
 
 
 def _largest(mask: Tensor) -> Tensor:

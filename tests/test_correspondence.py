@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from toy import disc
 
 from scripts.correspondence import Fit, Level, fit_transformation, start
 from scripts.errors import InputError
-from scripts.geometry import folding_percent, identity_matrix, identity_points, warp
+from scripts.geometry import compose, folding_percent, identity_matrix, identity_points, warp
 from scripts.intensity_terms import LnccTerm, MutualInformationTerm
 from scripts.objectives import Objective, bending_energy
 from scripts.scene import Scene, View
@@ -26,7 +28,8 @@ CENTRES = [(20.0, 18.0), (22.0, 44.0), (38.0, 30.0), (52.0, 16.0), (50.0, 46.0)]
 def embedding(shape: tuple[int, ...], seed: int = 0) -> Embedding:
     """What terms that do not use features ignore."""
     features = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return Embedding((features,), shape, torch.eye(len(shape) + 1), shape, shape)
+    eye = torch.eye(len(shape) + 1)
+    return Embedding((features,), shape, eye, shape, shape, eye)
 
 
 def texture(shape: tuple[int, ...], cell: int, seed: int = 0) -> Tensor:
@@ -75,6 +78,44 @@ def test_a_smooth_warp_is_recovered_from_grey_values(kind: str) -> None:
     assert field[inner].norm(dim=0).mean() > 2.0
     assert (fitted - field)[inner].norm(dim=0).mean() < 0.7
     assert folding_percent(fitted) == 0.0
+
+
+def test_fitted_both_ways_the_roles_matter_less() -> None:
+    shape = (64, 64)
+    points, grid, objective = identity_points(shape), Grid((64, 64), (1.0, 1.0)), Objective([{"term": "lncc"}])
+    a = texture(shape, 4)
+    b = warp(a, torch.stack([3 * torch.sin(points[1] / 9), 2.5 * torch.cos(points[0] / 11)]))
+    views = [
+        View((0.8 * image + 0.2 * texture(shape, 4, seed=n + 1)), embedding(shape), image)
+        for n, image in enumerate((a, b))
+    ]
+
+    def disagreement(fit: Fit) -> float:
+        there, back = (
+            fit_transformation(scene, grid, identity_matrix(2), objective, fit)(grid)
+            for scene in (Scene(*views), Scene(*views).swapped())
+        )
+        return compose(there, back)[:, 8:-8, 8:-8].norm(dim=0).mean().item()
+
+    one_way = Fit(levels=[Level(32, 4, 40), Level(64, 16, 40)], smoothness=1e-5, affine_first=False)
+    assert disagreement(replace(one_way, both_ways=4)) < 0.5 * disagreement(one_way)
+
+
+def test_a_level_finer_than_the_image_is_left_out() -> None:
+    scene = discs_scene(torch.zeros(2, *SHAPE) + 2.0, torch.ones(5))
+    coarse = Fit(levels=[Level(36, 4, 10)])
+    finer = replace(coarse, levels=[*coarse.levels, Level(72, 64, 10)])
+    fields = [fit_transformation(scene, GRID, identity_matrix(2), ROI, fit)(GRID) for fit in (coarse, finer)]
+    assert torch.equal(*fields) and fields[0].abs().max() > 0.5
+
+
+def test_correlation_windows_are_cubes_in_millimetres() -> None:
+    shape = (32, 32, 10)
+    thick = replace(embedding(shape), affine=torch.diag(torch.tensor([1.4, 1.4, 10.0, 1.0])))
+    half = identity_points((16, 16, 10)) * torch.tensor([2.0, 2.0, 1.0]).reshape(3, 1, 1, 1)
+    view = View(torch.zeros(1, *shape), thick, torch.zeros(0, *shape))
+    assert LnccTerm(kernel=9)._window(Scene(view, view), identity_points(shape)) == [9, 9, 1]
+    assert LnccTerm(kernel=9)._window(Scene(view, view), half) == [9, 9, 3]
 
 
 def test_the_header_is_not_fitted_again() -> None:
