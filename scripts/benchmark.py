@@ -87,7 +87,8 @@ def configured_with(
     return workflow.inferer, parsed("network"), parsed(name)
 
 
-def _largest(mask: Tensor) -> Tensor:
+def largest(mask: Tensor) -> Tensor:
+    """The largest connected part of a mask `[*S]`."""
     return KeepLargestConnectedComponent()(mask[None].float())[0] > 0
 
 
@@ -103,7 +104,7 @@ def correspondence(data: str, overlays: list[str] | None = None, **overrides: An
         rows = []
         for pair in pairs_of(Path(data), name, both_directions=True):
             for label in label_dice(pair.fixed_label, pair.fixed_label):
-                target, source = (_largest(image == label) for image in (pair.fixed_label, pair.moving_label))
+                target, source = (largest(image == label) for image in (pair.fixed_label, pair.moving_label))
                 box = bounding_box(source)
                 if box is None:
                     continue

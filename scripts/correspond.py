@@ -35,6 +35,7 @@ from .region_pairs import (
     confidence,
     consensus_weights,
     enough_for_consensus,
+    geometric_mean,
     region_centres,
     soft_dice,
 )
@@ -209,7 +210,7 @@ def _correspond(
     # Averages over the views that saw the prompt, and where they saw (Sec. 3.2); the shown prompt is the best view's.
     asked, shown = views_seen(prompts, transforms, moving.image_shape)
     per_map = asked.reshape(*asked.shape, *[1] * len(moving.image_shape))
-    best = (torch.stack([confidence(result.cues) for result in results]) * asked).argmax(0)
+    best = (torch.stack([geometric_mean(result.cues) for result in results]) * asked).argmax(0)
     coordinates = torch.stack([result.inverse.prompts.coordinates for result in results])
     fixed_regions = torch.stack([fixed.to_image(result.inverse.probability) for result in results])
     return Found(
@@ -247,7 +248,7 @@ def _invert(
 
     def rating(index: Tensor, candidates: Inverse) -> Tensor:
         agreement = soft_dice(fixed.to_image(candidates.probability), carried[index])
-        return confidence({"match": candidates.match, "agreement": agreement, "quality": candidates.quality})
+        return geometric_mean({"match": candidates.match, "agreement": agreement, "quality": candidates.quality})
 
     starts, index = starting_prompts(prior.carry_prompts(prompts), carried, similarities, fixed, method.inversion)
     reach = method.inversion.reach * _extents(carried)
@@ -299,19 +300,18 @@ def pair_up(
     fixed_centres = region_centres(found.fixed_regions) * size
     moving_centres = transform_points(torch.linalg.inv(to_moving), region_centres(found.moving_regions).T).T * size
     longest = float((torch.tensor(found.fixed_regions.shape[1:], device=own.device) * size).amax())
-    usable = own >= trust.threshold
+    usable = own >= trust.floor
     consensus = torch.ones_like(own)
     consensus[usable] = consensus_weights(fixed_centres[usable], moving_centres[usable], own[usable], longest, trust)
     checked = trust.consensus and enough_for_consensus(int(usable.sum()), fixed_centres.shape[1])
     total = own * consensus
-    kept = total >= trust.threshold
     return RegionPairs(
         moving_prompts=prompts,
         fixed_prompts=found.prompts,
         moving_regions=found.moving_regions,
         fixed_regions=found.fixed_regions,
-        confidence=torch.where(kept, total, 0.0),
+        confidence=torch.where(total >= trust.floor, total, 0.0),
         cues=found.cues | ({"consensus": consensus} if checked else {}),
-        found=kept,
+        found=total >= trust.threshold,
         ids=tuple(p.id for p in given),
     )

@@ -13,7 +13,7 @@ import torch
 from scipy.interpolate import RBFInterpolator
 from torch import Tensor
 
-from .errors import as_bool
+from .errors import InputError, as_bool
 from .geometry import centroid
 from .prototypes import similarity
 
@@ -24,13 +24,16 @@ class Trust:
 
     Attributes:
         threshold: confidence below which a prompt is returned as "no correspondence".
+        floor: confidence below which a pair has no weight in the fit either. Doubtful pairs are worth little each and
+            something together.
         consensus: whether pairs must agree on a smooth map.
         tolerance: smallest residual of the consensus that costs weight, relative to the image's longest side.
         smoothing: stiffness of the consensus map (thin-plate spline), larger is stiffer.
         rounds: reweighting rounds.
     """
 
-    threshold: float = 0.5
+    threshold: float = 0.4
+    floor: float = 0.2
     consensus: bool = True
     tolerance: float = 0.03
     smoothing: float = 0.1
@@ -38,6 +41,10 @@ class Trust:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "consensus", as_bool(self.consensus, "trust: consensus"))
+        if not 0 <= self.floor <= self.threshold <= 1:
+            raise InputError(
+                f"trust: floor {self.floor} and threshold {self.threshold}, expected 0 <= floor <= threshold <= 1"
+            )
 
 
 def soft_dice(a: Tensor, b: Tensor) -> Tensor:
@@ -73,9 +80,14 @@ def backward_consistency(moving_features: Tensor, fixed_prototypes: Tensor, movi
     return (2 * separation(similarity(moving_features, fixed_prototypes), moving_weights) - 1).clamp(min=0)
 
 
-def confidence(cues: dict[str, Tensor]) -> Tensor:
-    """Geometric mean of cues in [0, 1], each `[N]`: one cue near zero is enough to distrust a pair."""
+def geometric_mean(cues: dict[str, Tensor]) -> Tensor:
+    """Geometric mean of cues in [0, 1], each `[N]`, which ranks candidates whatever the number of cues."""
     return torch.stack([cue.clamp(0, 1) for cue in cues.values()]).clamp(min=1e-6).log().mean(0).exp()
+
+
+def confidence(cues: dict[str, Tensor]) -> Tensor:
+    """Product of cues in [0, 1], each `[N]`, as of independent witnesses who must all be right."""
+    return torch.stack([cue.clamp(0, 1) for cue in cues.values()]).prod(0)
 
 
 def region_centres(regions: Tensor) -> Tensor:

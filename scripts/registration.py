@@ -41,7 +41,7 @@ class RegionPairs:
             used as a result.
         moving_regions: `[K, *M]` probabilities on the moving image's own grid.
         fixed_regions: `[K, *S]` probabilities on the fixed image's own grid.
-        confidence: `[K]` in [0, 1]; 0 for "no correspondence".
+        confidence: `[K]` in [0, 1], the weight in the fit; 0 below the floor (see `Trust`).
         cues: what the confidence was made from, each `[K]`, by name.
         found: `[K]` bool; False means "no correspondence".
         ids: K names, from the caller's prompts or numbered "1", "2", ...

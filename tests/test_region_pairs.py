@@ -50,9 +50,9 @@ def test_backward_consistency_is_one_for_its_own_prototype_and_zero_for_the_oppo
     assert backward_consistency(features, torch.tensor([[1.0, -2.0]]), upper).item() == pytest.approx(0.0)
 
 
-def test_confidence_is_the_geometric_mean() -> None:
+def test_confidence_is_the_product() -> None:
     cues = {"match": torch.tensor([0.9, 1.0, -0.3]), "quality": torch.tensor([0.4, 1.2, 1.0])}
-    assert torch.allclose(confidence(cues), torch.tensor([0.6, 1.0, 1e-3]), atol=1e-4)
+    assert torch.allclose(confidence(cues), torch.tensor([0.36, 1.0, 0.0]), atol=1e-4)
 
 
 def test_region_centres() -> None:
