@@ -42,7 +42,7 @@ def test_the_command_registers_volumes(volumes: dict[str, str], tmp_path: Path) 
         "device": "cpu",
         "sampling::count": 3,
         "prior_fit::levels": [{"size": 32, "controls": 0, "steps": 40}],
-        "fit::levels": [{"size": 41, "controls": 4, "steps": 30}, {"size": 41, "controls": 8, "steps": 40}],
+        "fit::levels": [{"size": 41, "controls": 4, "steps": 30}, {"size": 41, "controls": 16, "steps": 60}],
         "fit::smoothness": 1e-4,  # a planted shift, in eight slices
     }
     done = monai_bundle("run", tmp_path, config_file=CONFIG, output_dir="out", **volumes, **fast)
@@ -63,7 +63,12 @@ def test_the_command_registers_volumes(volumes: dict[str, str], tmp_path: Path) 
         sitk.GetArrayFromImage(image) for image in (sitk.Resample(moving, fixed, transform, sitk.sitkLinear), moved)
     )
     inside = np.s_[2:-2, 4:-4, 4:-4]
-    assert np.abs(theirs - ours)[inside].max() < 1e-3 * theirs.max()
+    core = np.pad(np.ones([n - 2 for n in moving.GetSize()[::-1]], dtype=np.float32), 1)  # the rim is a matter of taste
+    shown = sitk.GetImageFromArray(core)
+    shown.CopyInformation(moving)
+    sure = sitk.GetArrayFromImage(sitk.Resample(shown, fixed, transform, sitk.sitkLinear))[inside] > 0.999
+    assert sure.mean() > 0.5
+    assert np.abs(theirs - ours)[inside][sure].max() < 1e-3 * theirs.max()
     alike = np.corrcoef(sitk.GetArrayFromImage(fixed)[inside].ravel(), ours[inside].ravel())[0, 1]
     assert alike > 0.85
 
