@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,11 +25,13 @@ class Asked:
     Attributes:
         given: the prompt; side: "moving" or "fixed", the image it was given on.
         found: its counterpart: regions by image whichever was prompted, `prompts` on the other image.
+        expected: the map, from the prompt's image to the other, that it was found with.
     """
 
     given: GivenPrompt
     side: str
     found: Found
+    expected: Prior
 
     @property
     def other(self) -> str:
@@ -38,6 +41,14 @@ class Asked:
     def region(self, side: str) -> Tensor:
         """Region `[1, *S]` on one image."""
         return self.found.moving_regions if side == "moving" else self.found.fixed_regions
+
+    @cached_property
+    def shift(self) -> Tensor:
+        """`[D]` voxels from where the prompt's region is expected to where it was found; 0 where nothing was."""
+        there = self.region(self.other)
+        if not (there > 0.5).any():
+            return there.new_zeros(there.ndim - 1)
+        return centroid(there[0]) - centroid(self.expected.carry_maps(self.region(self.side))[0])
 
 
 def counterpart_of(own: Prompts, asked: Asked, carry: Prior, *, by_regions: bool) -> Prompts:
@@ -49,17 +60,16 @@ def counterpart_of(own: Prompts, asked: Asked, carry: Prior, *, by_regions: bool
     Args:
         own: the prompt, one, as given; asked: its answer.
         carry: the map from the prompt's image to the other.
-        by_regions: whether the found region corrects the map.
+        by_regions: whether the found region corrects the map, which is then the one it was found with.
     """
-    here, there = asked.region(asked.side), asked.region(asked.other)
+    there = asked.region(asked.other)
     if own.kind == asked.found.prompts.kind:
         return asked.found.prompts
     if own.kind == "box":
         return box_around(there)
     carried = carry.carry_prompts(own)
-    if by_regions and (there > 0.5).any():
-        shift = centroid(there[0]) - centroid(carry.carry_maps(here)[0])
-        carried = carried.at(carried.coordinates + shift)
+    if by_regions:
+        carried = carried.at(carried.coordinates + asked.shift)
     return clamp_to_image(carried, tuple(there.shape[1:]))
 
 

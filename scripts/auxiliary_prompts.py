@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -87,7 +87,11 @@ class Disagreement:
 
 def contour(mask: np.ndarray) -> np.ndarray:
     """Voxels of a boolean mask `[*S]` that touch its outside, `[n, D]`. The image border counts as outside."""
-    return np.argwhere(mask & ~binary_erosion(mask)).astype(float)
+    occupied = find_objects(mask.astype(np.uint8))  # a region is small, eroding the whole image is not
+    if not occupied:
+        return np.empty((0, mask.ndim))
+    part = mask[occupied[0]]
+    return np.argwhere(part & ~binary_erosion(part)) + [float(extent.start) for extent in occupied[0]]
 
 
 def disagreement(

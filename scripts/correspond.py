@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .auxiliary_prompts import Auxiliary, refine
 from .errors import as_bool
-from .geometry import bounding_box, box_corners, identity_points, sample, transform_points, warp
+from .geometry import bounding_box, box_corners, identity_points, resampled, sample, transform_points, warp
 from .marginalisation import (
     Marginalisation,
     average,
@@ -28,7 +28,7 @@ from .marginalisation import (
 )
 from .prompt_inversion import Inverse, Inversion, invert_prompts, starting_prompts
 from .prompts import GivenPrompt, Prompts, concatenated
-from .prototypes import centred_features, prototype, region_weights, similarity
+from .prototypes import Features, prototype, region_weights, similarity
 from .region_pairs import (
     Trust,
     backward_consistency,
@@ -139,6 +139,7 @@ def correspond(
     prior: Prior,
     method: Method,
     generator: torch.Generator,
+    features: dict[str, Features] | None = None,
 ) -> Found:
     """Find the counterparts of K prompts.
 
@@ -149,11 +150,13 @@ def correspond(
         prior: coarse map.
         method: settings.
         generator: source of randomness.
+        features: of both embeddings by name, "moving" and "fixed", where they are known already.
 
     Returns:
         K regions on either side, the prompts found on the fixed image and the cues of confidence.
     """
-    features = {side: centred_features(e, centre=method.centre) for side, e in (("x", moving), ("y", fixed))}
+    if features is None:
+        features = {side: Features.of(e, centre=method.centre) for side, e in (("moving", moving), ("fixed", fixed))}
     transforms = [
         matrix.to(moving_image.device)
         for matrix in draw_transforms(
@@ -190,7 +193,7 @@ def _correspond(
     segmenter: Segmenter,
     moving: Embedding,
     fixed: Embedding,
-    features: dict[str, Tensor],
+    features: dict[str, Features],
     views: list[Embedding],
     transforms: list[Tensor],
     prompts: Prompts,
@@ -235,15 +238,16 @@ def _invert(
     regions: Tensor,
     moving: Embedding,
     fixed: Embedding,
-    features: dict[str, Tensor],
+    features: dict[str, Features],
     prompts: Prompts,
     prior: Prior,
     method: Method,
 ) -> _Result:
     """Prototype, similarity, inverse prompt and auxiliary prompts for K moving regions `[K, *M]`."""
+    there, back = features["fixed"], features["moving"].values
     weights = region_weights(moving, on_model_input(regions, moving))
-    targets = prototype(features["x"], weights)
-    similarities = similarity(features["y"], targets)
+    targets = prototype(back, weights)
+    similarities = similarity(there.values, targets)
     carried = prior.carry_maps(regions)
 
     def rating(index: Tensor, candidates: Inverse) -> Tensor:
@@ -252,23 +256,22 @@ def _invert(
 
     starts, index = starting_prompts(prior.carry_prompts(prompts), carried, similarities, fixed, method.inversion)
     reach = method.inversion.reach * _extents(carried)
-    inverse = invert_prompts(segmenter, fixed, features["y"], targets, starts, index, rating, method.inversion, reach)
-    inverse = refine(segmenter, fixed, features["y"], targets, carried, inverse, method.auxiliary)
+    inverse = invert_prompts(segmenter, fixed, there, targets, starts, index, rating, method.inversion, reach)
+    inverse = refine(segmenter, fixed, there.values, targets, carried, inverse, method.auxiliary)
 
-    found = prototype(features["y"], region_weights(fixed, inverse.probability))
+    found = prototype(there.values, region_weights(fixed, inverse.probability))
     cues = {
         "match": inverse.match,
         "agreement": soft_dice(fixed.to_image(inverse.probability), carried),
         "quality": inverse.quality,
-        "return": backward_consistency(features["x"], found, weights),
+        "return": backward_consistency(back, found, weights),
     }
     return _Result(regions, inverse, cues)
 
 
 def on_model_input(regions: Tensor, embedding: Embedding) -> Tensor:
     """Maps `[N, *image]` resampled to the model input's voxels `[N, *input]`."""
-    points = identity_points(embedding.input_size, device=regions.device)
-    return sample(regions, transform_points(torch.linalg.inv(embedding.to_model), points), padding="border")
+    return resampled(regions, torch.linalg.inv(embedding.to_model), embedding.input_size, padding="border")
 
 
 def _extents(regions: Tensor) -> Tensor:

@@ -79,6 +79,26 @@ def sample(image: Tensor, points: Tensor, *, mode: str = "bilinear", padding: st
     )[0]
 
 
+def resampled(image: Tensor, matrix: Tensor, shape: Sequence[int], *, padding: str = "zeros") -> Tensor:
+    """`image` `[C, *S]` at `matrix p` for every voxel p of a grid of `shape`: `[C, *shape]`, as `sample` gives it.
+
+    In a volume, where the matrix leads axes to axes (scaled, flipped, exchanged), one product per axis does in a
+    quarter of the time what eight neighbours for every voxel do.
+    """
+    linear, dims = matrix[:-1, :-1], len(shape)
+    leads = linear != 0
+    if dims < 3 or not (leads.sum(0) == 1).all() or not (leads.sum(1) == 1).all():
+        return sample(image, transform_points(matrix, identity_points(shape, device=image.device)), padding=padding)
+    weights, order = [], leads.float().argmax(0).tolist()  # of each axis of the grid the image's axis
+    for axis, (along, size) in enumerate(zip(order, shape, strict=True)):
+        places = linear[along, axis] * torch.arange(size, device=matrix.device) + matrix[along, -1]
+        voxels = torch.arange(image.shape[1 + along], device=matrix.device)
+        places = places.clamp(0, len(voxels) - 1) if padding == "border" else places
+        weights.append((1 - (places[:, None] - voxels).abs()).clamp(min=0))
+    values = image if image.is_floating_point() else image.float()
+    return apply_along_axes(weights, values.permute(0, *[1 + along for along in order]))
+
+
 def warp(
     moving: Tensor, ddf: Tensor, to_moving: Tensor | None = None, *, mode: str = "bilinear", padding: str = "zeros"
 ) -> Tensor:
@@ -160,14 +180,19 @@ def box_corners(boxes: Tensor) -> Tensor:
 
 def centroid(weights: Tensor) -> Tensor:
     """Centre of mass `[D]` in voxels of non-negative weights `[*S]`."""
-    points = identity_points(weights.shape, device=weights.device)
-    return (points * weights).flatten(1).sum(1) / weights.sum().clamp(min=1e-9)
+    moments = []
+    for axis, size in enumerate(weights.shape):
+        others = [other for other in range(weights.ndim) if other != axis]
+        profile = weights.sum(others) if others else weights
+        moments.append((profile * torch.arange(size, device=weights.device)).sum())
+    return torch.stack(moments) / weights.sum().clamp(min=1e-9)
 
 
 def apply_along_axes(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
     """Multiply axis d of `values` `[C, *n]` by `matrices[d]` `[m_d, n_d]`: `[C, *m]`."""
     for axis, matrix in enumerate(matrices, start=1):
-        values = torch.tensordot(values, matrix.to(values), dims=([axis], [1])).movedim(-1, axis)
+        matrix, behind = matrix.to(values), values.shape[axis + 1 :]
+        values = (matrix @ values.flatten(axis + 1)).unflatten(-1, behind) if behind else values @ matrix.T
     return values
 
 

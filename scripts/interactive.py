@@ -166,11 +166,14 @@ class Session:
             prompts = understood(pair.segmenter, own, given, inferer.sampling)
             # A new generator each time draws the same transforms, whose views are then in the model's cache.
             prior, generator = self._priors[side], self._generator()
-            found = correspond(pair.segmenter, image, own, other, prompts, prior, inferer.method, generator)
+            features = pair.features(centre=inferer.method.centre)
+            if side == "fixed":
+                features = {"moving": features["fixed"], "fixed": features["moving"]}
+            found = correspond(pair.segmenter, image, own, other, prompts, prior, inferer.method, generator, features)
         if side == "fixed":
             found = replace(found, moving_regions=found.fixed_regions, fixed_regions=found.moving_regions)
         self.seconds["corresponding prompts"] += perf_counter() - began
-        return [Asked(prompt, side, found[[k]]) for k, prompt in enumerate(given)]
+        return [Asked(prompt, side, found[[k]], prior) for k, prompt in enumerate(given)]
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.inferer.seed)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .geometry import bounding_box, identity_points, sample, transform_points
+from .geometry import bounding_box, resampled, transform_points
 from .prompt_inversion import scaled_boxes
 from .prompts import Prompts
 
@@ -97,15 +97,12 @@ def draw_transforms(
 
 def transform_image(image: Tensor, matrix: Tensor) -> Tensor:
     """`I o A`: `[C, *S]` sampled at A p for every voxel p of the same grid, continued constantly outside."""
-    return sample(
-        image, transform_points(matrix, identity_points(image.shape[1:], device=image.device)), padding="border"
-    )
+    return resampled(image, matrix, image.shape[1:], padding="border")
 
 
 def map_back(maps: Tensor, matrix: Tensor) -> Tensor:
     """Maps `[N, *S]` of the transformed image on the original one: `m o A^-1`; what lay outside becomes 0."""
-    points = identity_points(maps.shape[1:], device=maps.device)
-    return sample(maps, transform_points(torch.linalg.inv(matrix), points))
+    return resampled(maps, torch.linalg.inv(matrix), maps.shape[1:])
 
 
 def views_seen(prompts: Prompts, matrices: list[Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from .correspond import Prior
+from .prototypes import Features
 from .request import PairRequest
 from .scene import Scene
 from .segmenters.embedding import Embedding
@@ -32,6 +33,7 @@ class PreparedPair:
         edges: `[D, *S]` map and inverse of "one scene", where that was found; else None.
         evidence: for or against one scene.
         prior: where things are expected, of whichever hypothesis leads.
+        known: features, once somebody asked for them.
     """
 
     request: PairRequest
@@ -46,6 +48,14 @@ class PreparedPair:
     edges: tuple[Tensor, Tensor] | None
     evidence: dict[str, float]
     prior: Prior
+    known: dict[bool, dict[str, Features]] = field(default_factory=dict, compare=False)
+
+    def features(self, *, centre: bool) -> dict[str, Features]:
+        """Those of both images, "moving" and "fixed", kept in single precision."""
+        if centre not in self.known:
+            sides = {"moving": self.moving, "fixed": self.fixed}
+            self.known[centre] = {side: Features.of(embedding, centre=centre) for side, embedding in sides.items()}
+        return self.known[centre]
 
     @property
     def to_moving(self) -> Tensor:

@@ -28,7 +28,15 @@ from torch.nn import functional as F
 from .errors import InputError
 from .geometry import bounding_box
 from .prompts import Prompts
-from .prototypes import area_weights, prototype, prototype_jacobian, region_weights, similarity, similarity_jacobian
+from .prototypes import (
+    Features,
+    area_weights,
+    prototype,
+    prototype_jacobian,
+    region_weights,
+    similarity,
+    similarity_normal,
+)
 from .segmenters.embedding import Embedding
 from .segmenters.protocol import Segmenter
 
@@ -97,21 +105,25 @@ Score = Callable[[Tensor, Inverse], Tensor]
 """Rates candidates, higher is better: the pair each is for `[N]` and the candidates -> `[N]` in [0, 1]."""
 
 
-def damped_solve(matrix: Tensor, target: Tensor, damping: float) -> Tensor:
-    """Damped pseudo-inverse applied to a vector: `(A^T A + d |A|^2 I)^-1 A^T b`, `[N, m, q]`, `[N, m]` -> `[N, q]`."""
-    normal = matrix.mT @ matrix
+def damped_solve(normal: Tensor, gradient: Tensor, damping: float) -> Tensor:
+    """Damped pseudo-inverse of A applied to b: `(A^T A + d |A|^2 I)^-1 A^T b`.
+
+    Args:
+        normal: A^T A `[N, q, q]`; gradient: A^T b `[N, q]`.
+        damping: d.
+    """
     largest = torch.linalg.matrix_norm(normal, ord=2).clamp(min=1e-12)[:, None, None]
-    identity = torch.eye(normal.shape[-1], device=matrix.device, dtype=matrix.dtype)
-    return torch.linalg.solve(normal + damping * largest * identity, (matrix.mT @ target[..., None]))[..., 0]
+    identity = torch.eye(normal.shape[-1], device=normal.device, dtype=normal.dtype)
+    return torch.linalg.solve(normal + damping * largest * identity, gradient[..., None])[..., 0]
 
 
 def gauss_newton_step(
-    features: Tensor, targets: Tensor, probability: Tensor, logit_jacobian: Tensor, damping: float
+    features: Features, targets: Tensor, probability: Tensor, logit_jacobian: Tensor, damping: float
 ) -> Tensor:
     """Eq. 1 without its start: J^+ J_sim^+ (S^y - s).
 
     Args:
-        features: `[C, *g]` of the fixed image.
+        features: of the fixed image.
         targets: `[N, C]` prototypes of the moving regions.
         probability: `[N, *mask]` of the current prompts.
         logit_jacobian: `[N, Q, *mask]` by prompt coordinate.
@@ -120,10 +132,12 @@ def gauss_newton_step(
     Returns:
         change of the coordinates `[N, Q]`.
     """
-    current = prototype(features, area_weights(probability, tuple(features.shape[1:])))
-    residual = (similarity(features, targets) - similarity(features, current)).flatten(1)
-    towards = damped_solve(similarity_jacobian(features, current), residual, damping)
-    return damped_solve(prototype_jacobian(features, probability, logit_jacobian), towards, damping)
+    values = features.values
+    current = prototype(values, area_weights(probability, tuple(values.shape[1:])))
+    residual = similarity(values, targets) - similarity(values, current)
+    towards = damped_solve(*similarity_normal(features, current, residual), damping)
+    slopes = prototype_jacobian(values, probability, logit_jacobian)
+    return damped_solve(slopes.mT @ slopes, (slopes.mT @ towards[..., None])[..., 0], damping)
 
 
 def scaled_boxes(boxes: Tensor, factor: float) -> Tensor:
@@ -196,7 +210,7 @@ def evaluate(
 def invert_prompts(
     segmenter: Segmenter,
     fixed: Embedding,
-    features: Tensor,
+    features: Features,
     targets: Tensor,
     starts: Prompts,
     index: Tensor,
@@ -208,7 +222,7 @@ def invert_prompts(
 
     Args:
         segmenter: the model.
-        fixed: embedding of the fixed image; features: `[C, *g]`, centred or not, as the targets.
+        fixed: embedding of the fixed image; features: its own, centred or not, as the targets.
         targets: `[K, C]` prototypes of the moving regions.
         starts: N >= K starting prompts; index: `[N]` which target each is for (every target has one at least).
         score: how candidates are rated.
@@ -218,13 +232,13 @@ def invert_prompts(
     Returns:
         K prompts with their regions.
     """
-    candidates = evaluate(segmenter, fixed, features, starts, targets[index], draft=True)
+    candidates = evaluate(segmenter, fixed, features.values, starts, targets[index], draft=True)
     scores = score(index, candidates)
     everyone = torch.arange(len(targets), device=index.device)
     first = torch.stack([torch.where(index == k, scores, -1.0).argmax() for k in everyone])
     best, best_scores = candidates[first], scores[first]
     if segmenter.spec.drafts:
-        best = evaluate(segmenter, fixed, features, best.prompts, targets)
+        best = evaluate(segmenter, fixed, features.values, best.prompts, targets)
         best_scores = score(everyone, best)
     for _ in range(how.steps):
         doubtful = (best_scores < how.step_below).nonzero().flatten() if how.step_below < 1 else everyone
@@ -237,7 +251,7 @@ def invert_prompts(
         change = change.reshape(current.prompts.coordinates.shape)
         excess = (change.abs() / reach[doubtful][:, None]).flatten(1).amax(1).clamp(min=1)
         moved = current.prompts.at(current.prompts.coordinates + change / excess[:, None, None])
-        trial = evaluate(segmenter, fixed, features, clamp_to_image(moved, fixed.image_shape), targets[doubtful])
+        trial = evaluate(segmenter, fixed, features.values, clamp_to_image(moved, fixed.image_shape), targets[doubtful])
         trial_scores = score(doubtful, trial)
         accepted = (trial_scores > best_scores[doubtful]) | torch.tensor(how.keep == "last", device=index.device)
         best = best.replaced(doubtful[accepted], trial[accepted.nonzero().flatten()])

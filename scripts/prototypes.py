@@ -11,6 +11,9 @@ Centring subtracts the image's own mean feature first. The paper does not centre
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,12 +22,34 @@ from .geometry import resize_by_area
 from .segmenters.embedding import Embedding
 
 
+@dataclass(frozen=True)
+class Features:
+    """An image's features as prototypes are compared with them; kept for all prompts of a session.
+
+    Attributes:
+        values: `[C, *g]`, see `centred_features`.
+    """
+
+    values: Tensor
+
+    @classmethod
+    def of(cls, embedding: Embedding, *, centre: bool) -> Features:
+        """The deepest grid of an embedding."""
+        return cls(centred_features(embedding, centre=centre))
+
+    @cached_property
+    def alike(self) -> Tensor:
+        """`[C, C]`, the sum of f f^T over the grid's unit features f."""
+        unit = F.normalize(self.values.flatten(1), dim=0)
+        return unit @ unit.T
+
+
 def centred_features(embedding: Embedding, *, centre: bool = True, level: int = -1) -> Tensor:
     """Feature grid `[C, *g]` minus its mean over the part that shows the image (kept when `centre` is False).
 
     Padding is zero either way, so that nothing is similar to it.
     """
-    features = embedding.levels[level].float()
+    features = embedding.levels[level].float().contiguous()  # slices are stored one after the other
     inside = embedding.inside(tuple(features.shape[1:]))
     if centre:
         features = features - features[:, inside].mean(1).reshape(-1, *[1] * (features.ndim - 1))
@@ -50,20 +75,26 @@ def prototype(features: Tensor, weights: Tensor) -> Tensor:
 
 def similarity(features: Tensor, prototypes: Tensor) -> Tensor:
     """Cosine of prototypes `[N, C]` with every feature `[C, *g]`: `[N, *g]` in [-1, 1]."""
-    unit = F.normalize(features.flatten(1), dim=0)
-    return (F.normalize(prototypes, dim=1) @ unit).reshape(-1, *features.shape[1:])
+    flat = features.flatten(1)
+    # Products first: features of unit length would be one more array of their size.
+    cosine = F.normalize(prototypes, dim=1) @ flat / flat.norm(dim=0).clamp(min=1e-12)
+    return cosine.reshape(-1, *features.shape[1:])
 
 
-def similarity_jacobian(features: Tensor, prototypes: Tensor) -> Tensor:
-    """dS/dG, `[N, n, C]` with n voxels in the feature grid.
+def similarity_normal(features: Features, prototypes: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """J^T J `[N, C, C]` and J^T r `[N, C]` of J = dS/dG at prototypes `[N, C]` and residuals r of S, `[N, *g]`.
 
-    dS_i/dG = (F_i / |F_i| - S_i G / |G|) / |G|. (The paper's printed form has a norm misplaced.)
+    With unit features f_i and the unit prototype g, dS_i/dG = (f_i - S_i g) / |G| = (1 - g g^T) f_i / |G|. (The paper's
+    printed form has a norm misplaced.) J itself has a row for every voxel of the grid and is not needed: its product
+    with itself follows from `Features.alike`.
     """
-    unit_features = F.normalize(features.flatten(1), dim=0).T  # [n, C]
-    norms = prototypes.norm(dim=1).clamp(min=1e-12)[:, None, None]
-    unit_prototypes = prototypes[:, None] / norms  # [N, 1, C]
-    cosine = unit_prototypes @ unit_features.T  # [N, 1, n]
-    return (unit_features - cosine.mT * unit_prototypes) / norms
+    norms = prototypes.norm(dim=1).clamp(min=1e-12)
+    unit = prototypes / norms[:, None]
+    across = torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device) - unit[:, :, None] * unit[:, None]
+    flat = features.values.flatten(1)
+    pulled = (residual.flatten(1) / flat.norm(dim=0).clamp(min=1e-12)) @ flat.T
+    normal = across @ features.alike @ across / norms[:, None, None] ** 2
+    return normal, (across @ pulled[..., None])[..., 0] / norms[:, None]
 
 
 def prototype_jacobian(features: Tensor, probability: Tensor, logit_derivatives: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from scripts.prompt_inversion import (
     starting_prompts,
 )
 from scripts.prompts import Prompts
-from scripts.prototypes import area_weights, centred_features, prototype, similarity
+from scripts.prototypes import Features, area_weights, centred_features, prototype, similarity
 from scripts.region_pairs import soft_dice
 
 TWO = torch.tensor([[[20.0, 18.0], [40.0, 44.0]], [[8.0, 30.0], [30.0, 50.0]]])
@@ -83,11 +83,15 @@ def test_damped_solve_is_the_pseudo_inverse() -> None:
     matrix = torch.randn(3, 9, 4, generator=generator, dtype=torch.float64)
     target = torch.randn(3, 9, generator=generator, dtype=torch.float64)
     exact = (torch.linalg.pinv(matrix) @ target[..., None])[..., 0]
-    assert torch.allclose(damped_solve(matrix, target, 1e-12), exact, atol=1e-6)
-    assert (damped_solve(matrix, target, 1.0).norm(dim=1) < 0.6 * exact.norm(dim=1)).all()
+
+    def solved(matrix: Tensor, damping: float) -> Tensor:
+        return damped_solve(matrix.mT @ matrix, (matrix.mT @ target[..., None])[..., 0], damping)
+
+    assert torch.allclose(solved(matrix, 1e-12), exact, atol=1e-6)
+    assert (solved(matrix, 1.0).norm(dim=1) < 0.6 * exact.norm(dim=1)).all()
     flat = torch.cat([matrix[..., :3], matrix[..., :1]], dim=-1)  # rank 3 of 4
     minimal = (torch.linalg.pinv(flat) @ target[..., None])[..., 0]
-    assert torch.allclose(damped_solve(flat, target, 1e-10), minimal, atol=1e-4)
+    assert torch.allclose(solved(flat, 1e-10), minimal, atol=1e-4)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -101,13 +105,13 @@ def test_a_step_goes_towards_the_disc(dims: int) -> None:
     target = evaluate(toy, embedding, features, there, torch.zeros(1, features.shape[0])).probability
     targets = prototype(features, area_weights(target, tuple(features.shape[1:])))
     logits, jacobian = toy.decode_jacobian(embedding, off)
-    change = gauss_newton_step(features, targets, logits.sigmoid(), jacobian, 1e-2).reshape(2, dims)
+    change = gauss_newton_step(Features(features), targets, logits.sigmoid(), jacobian, 1e-2).reshape(2, dims)
     assert (change.mean(0) < -0.01 * size).all()  # back along every axis
     before, after = (
         evaluate(toy, embedding, features, p, targets).match.item() for p in (off, off.at(off.coordinates + change))
     )
     assert after > before + 0.25 * (1 - before)
-    nothing = gauss_newton_step(features, targets, *_state(toy, embedding, there), 1e-2)
+    nothing = gauss_newton_step(Features(features), targets, *_state(toy, embedding, there), 1e-2)
     assert nothing.abs().max() < 1e-2
 
 
@@ -137,7 +141,7 @@ def test_a_planted_disc_is_found_from_the_peak(dims: int, kind: str) -> None:
     starts, index = starting_prompts(prompts, moving.to_image(region), similarity(fixed_features, targets), fixed, how)
     assert index.tolist() == [0]
     reach = torch.full((1, dims), 0.1 * size)
-    found = invert_prompts(toy, fixed, fixed_features, targets, starts, index, by_match, how, reach)
+    found = invert_prompts(toy, fixed, Features(fixed_features), targets, starts, index, by_match, how, reach)
     mask = fixed.to_image(found.probability)
     assert found.match.item() > 0.9
     assert (centroid((mask[0] > 0.5).float()) - torch.tensor(there)).norm() < 0.03 * size
@@ -152,7 +156,7 @@ def displaced() -> tuple[DiscSegmenter, tuple]:
     right = toy.decode(fixed, Prompts(box_around((32.0, 32.0), 12.0)[None])).logits.sigmoid()
     targets = prototype(features, area_weights(right, (32, 32)))
     start = Prompts(box_around((38.0, 37.0), 12.0)[None])
-    return toy, (fixed, features, targets, start, torch.tensor([0]))
+    return toy, (fixed, Features(features), targets, start, torch.tensor([0]))
 
 
 def test_steps_never_make_the_kept_score_worse() -> None:

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from scripts.geometry import scaling_about_corner
 from scripts.prototypes import (
+    Features,
     area_weights,
     centred_features,
     prototype,
     prototype_jacobian,
     similarity,
-    similarity_jacobian,
+    similarity_normal,
 )
 from scripts.segmenters.embedding import Embedding
 
@@ -45,11 +46,14 @@ def test_similarity_sees_direction_only() -> None:
     assert abs(maps[0, 1, 2] - 1) < 1e-5 and abs(maps[1, 0, 4] + 1) < 1e-5
 
 
-def test_similarity_jacobian_is_the_derivative() -> None:
+def test_the_normal_equations_of_similarity_are_those_of_its_derivative() -> None:
     features, prototypes = random(6, 4, 3, dtype=torch.float64), random(2, 6, seed=1, dtype=torch.float64)
     full = torch.autograd.functional.jacobian(lambda g: similarity(features, g), prototypes)  # [2, 4, 3, 2, 6]
     expected = torch.stack([full[n, ..., n, :].flatten(0, 1) for n in range(2)])
-    assert torch.allclose(similarity_jacobian(features, prototypes), expected, atol=1e-6)
+    residual = random(2, 4, 3, seed=2, dtype=torch.float64)
+    normal, gradient = similarity_normal(Features(features), prototypes, residual)
+    assert torch.allclose(normal, expected.mT @ expected, atol=1e-6)
+    assert torch.allclose(gradient, torch.einsum("nic,ni->nc", expected, residual.flatten(1)), atol=1e-6)
 
 
 def test_prototype_jacobian_is_the_derivative() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..geometry import identity_points, sample, scaling_about_corner, transform_points
+from ..geometry import resampled, scaling_about_corner, transform_points
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,4 @@ class Embedding:
 
     def to_image(self, maps: Tensor) -> Tensor:
         """Resample maps `[N, *mask]` over the model input onto the image's own voxels: `[N, *image_shape]`."""
-        points = identity_points(self.image_shape, device=maps.device)
-        return sample(maps, transform_points(self.to_grid(tuple(maps.shape[1:])), points), padding="border")
+        return resampled(maps, self.to_grid(tuple(maps.shape[1:])), self.image_shape, padding="border")

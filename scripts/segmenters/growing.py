@@ -65,6 +65,7 @@ class Growing:
         self.prompt = prompt
         self.logits: dict[int, Tensor] = {}
         self.quality: dict[int, Tensor] = {}
+        self._prototypes: dict[int, Tensor] = {}
         self.slices = slices
         along = prompt.coordinates[0, :, 2]
         if prompt.labels is None:
@@ -123,11 +124,19 @@ class Growing:
         united = (new | old).sum()
         same = new.any() and (new & old).sum() / united >= how.overlap
         if same:
-            mean, last = (_prototype(embedding, s, self.logits[s]) for s in (at, before))
+            mean, last = (self._prototype(embedding, s) for s in (at, before))
             same = torch.cosine_similarity(mean, last, dim=0) >= how.match
         if not same:
             self.ended.add(at)
         return bool(same)
+
+    def _prototype(self, embedding: Embedding, at: int) -> Tensor:
+        """That of the region in a slice `[C]`, from features centred within the slice."""
+        if at not in self._prototypes:
+            features = embedding.features[..., at].float()
+            weights = area_weights(self.logits[at].sigmoid()[None], tuple(features.shape[1:]))
+            self._prototypes[at] = (prototype(features, weights) - features.flatten(1).mean(1))[0]
+        return self._prototypes[at]
 
     def extruded(self) -> Tensor:
         """Logits `[m, m, slices]`: those of the middle in every slice of a box."""
@@ -152,12 +161,6 @@ class Growing:
         share = (at - places[right - 1]) / (places[right] - places[right - 1])
         stack = torch.stack([known[int(place)] for place in places])
         return torch.lerp(stack[right - 1], stack[right], share[:, None, None]).movedim(0, -1)
-
-
-def _prototype(embedding: Embedding, at: int, logits: Tensor) -> Tensor:
-    features = slice_of(embedding, at).features
-    features = features - features.flatten(1).mean(1)[:, None, None]
-    return prototype(features, area_weights(logits.sigmoid()[None], tuple(features.shape[1:])))[0]
 
 
 def slice_of(embedding: Embedding, at: int) -> Embedding:

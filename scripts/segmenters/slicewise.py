@@ -87,7 +87,8 @@ class SliceWiseSegmenter:
         stretch = scaling_about_corner(shown.shape[1:], (*square, shown.shape[3]), device=image.device)
         stretch[2, 2], stretch[2, 3] = 1 / step, -offset / step
         return Embedding(
-            levels=tuple(torch.stack(level, dim=-1) for level in zip(*levels, strict=True)),
+            # Stored slice after slice, which are read one at a time.
+            levels=tuple(torch.stack(level).movedim(0, -1) for level in zip(*levels, strict=True)),
             image_shape=tuple(image.shape[1:]),
             to_model=to_model @ stretch @ view.matrix(image.shape[1:]).to(image.device),
             valid=(*first.valid, taken.shape[3]),
