@@ -24,14 +24,12 @@ class Asked:
 
     Attributes:
         given: the prompt; side: "moving" or "fixed", the image it was given on.
-        found: its counterpart: regions by image whichever was prompted, `prompts` on the other image.
-        expected: the map, from the prompt's image to the other, that it was found with.
+        found: its counterpart: regions by image whichever was prompted, `prompts` and `expected` on the other image.
     """
 
     given: GivenPrompt
     side: str
     found: Found
-    expected: Prior
 
     @property
     def other(self) -> str:
@@ -48,7 +46,7 @@ class Asked:
         there = self.region(self.other)
         if not (there > 0.5).any():
             return there.new_zeros(there.ndim - 1)
-        return centroid(there[0]) - centroid(self.expected.carry_maps(self.region(self.side))[0])
+        return centroid(there[0]) - self.found.expected[0]
 
 
 def counterpart_of(own: Prompts, asked: Asked, carry: Prior, *, by_regions: bool) -> Prompts:
@@ -60,7 +58,7 @@ def counterpart_of(own: Prompts, asked: Asked, carry: Prior, *, by_regions: bool
     Args:
         own: the prompt, one, as given; asked: its answer.
         carry: the map from the prompt's image to the other.
-        by_regions: whether the found region corrects the map, which is then the one it was found with.
+        by_regions: whether the found region corrects the map.
     """
     there = asked.region(asked.other)
     if own.kind == asked.found.prompts.kind:

@@ -118,16 +118,19 @@ class Found:
         moving_regions: `[K, *M]` and fixed_regions: `[K, *S]`, probabilities on the images' own grids.
         prompts: K prompts on the fixed image.
         cues: of confidence, each `[K]` in [0, 1], by name.
+        expected: `[K, D]` voxels of the fixed image, where the prior carries the moving regions' centres.
     """
 
     moving_regions: Tensor
     fixed_regions: Tensor
     prompts: Prompts
     cues: dict[str, Tensor]
+    expected: Tensor
 
     def __getitem__(self, index: list[int]) -> Found:
         cues = {name: values[index] for name, values in self.cues.items()}
-        return Found(self.moving_regions[index], self.fixed_regions[index], self.prompts[index], cues)
+        regions = self.moving_regions[index], self.fixed_regions[index]
+        return Found(*regions, self.prompts[index], cues, self.expected[index])
 
 
 def correspond(
@@ -186,6 +189,7 @@ def joined(parts: list[Found]) -> Found:
         fixed_regions=torch.cat([part.fixed_regions for part in parts]),
         prompts=concatenated([part.prompts for part in parts]),
         cues={name: torch.cat([part.cues[name] for part in parts]) for name in parts[0].cues},
+        expected=torch.cat([part.expected for part in parts]),
     )
 
 
@@ -221,6 +225,7 @@ def _correspond(
         fixed_regions=average(fixed_regions, per_map),
         prompts=results[0].inverse.prompts.at(coordinates[best, torch.arange(len(prompts), device=best.device)]),
         cues={name: average(torch.stack([r.cues[name] for r in results]), asked) for name in results[0].cues},
+        expected=region_centres(average(torch.stack([r.carried for r in results]), per_map)),
     )
 
 
@@ -229,6 +234,7 @@ class _Result:
     """What one view of the moving image gave."""
 
     moving_regions: Tensor
+    carried: Tensor
     inverse: Inverse
     cues: dict[str, Tensor]
 
@@ -247,7 +253,7 @@ def _invert(
     there, back = features["fixed"], features["moving"].values
     weights = region_weights(moving, on_model_input(regions, moving))
     targets = prototype(back, weights)
-    similarities = similarity(there.values, targets)
+    similarities = similarity(there.values, targets, there.lengths)
     carried = prior.carry_maps(regions)
 
     def rating(index: Tensor, candidates: Inverse) -> Tensor:
@@ -266,7 +272,7 @@ def _invert(
         "quality": inverse.quality,
         "return": backward_consistency(back, found, weights),
     }
-    return _Result(regions, inverse, cues)
+    return _Result(regions, carried, inverse, cues)
 
 
 def on_model_input(regions: Tensor, embedding: Embedding) -> Tensor:

@@ -50,6 +50,7 @@ class Session:
         with Clock(inferer.progress) as clock, _ASKING:
             self._prepared = self.pair = inferer.prepare(request, network, clock)
             self._priors = {"moving": self.pair.prior, "fixed": self.pair.prior.reversed(request.moving.shape[1:])}
+            self.pair.features(centre=inferer.method.centre)  # before the first prompt instead of with it
         self.seconds = clock.seconds | {"corresponding prompts": 0.0}
         if request.prompts:
             self.counterpart(request.prompts)
@@ -173,7 +174,7 @@ class Session:
         if side == "fixed":
             found = replace(found, moving_regions=found.fixed_regions, fixed_regions=found.moving_regions)
         self.seconds["corresponding prompts"] += perf_counter() - began
-        return [Asked(prompt, side, found[[k]], prior) for k, prompt in enumerate(given)]
+        return [Asked(prompt, side, found[[k]]) for k, prompt in enumerate(given)]
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.inferer.seed)

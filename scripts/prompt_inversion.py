@@ -134,7 +134,7 @@ def gauss_newton_step(
     """
     values = features.values
     current = prototype(values, area_weights(probability, tuple(values.shape[1:])))
-    residual = similarity(values, targets) - similarity(values, current)
+    residual = similarity(values, targets, features.lengths) - similarity(values, current, features.lengths)
     towards = damped_solve(*similarity_normal(features, current, residual), damping)
     slopes = prototype_jacobian(values, probability, logit_jacobian)
     return damped_solve(slopes.mT @ slopes, (slopes.mT @ towards[..., None])[..., 0], damping)

@@ -38,10 +38,23 @@ class Features:
         return cls(centred_features(embedding, centre=centre))
 
     @cached_property
+    def lengths(self) -> Tensor:
+        """`[n]` of all n voxels' features, above 0."""
+        return lengths(self.values)
+
+    @cached_property
     def alike(self) -> Tensor:
         """`[C, C]`, the sum of f f^T over the grid's unit features f."""
-        unit = F.normalize(self.values.flatten(1), dim=0)
+        unit = self.values.flatten(1) / self.lengths
         return unit @ unit.T
+
+
+def lengths(features: Tensor) -> Tensor:
+    """`[n]` lengths of the features `[C, *g]` of n voxels, above 0."""
+    squares = features.new_zeros(features[0].numel())
+    for channel in features.flatten(1):  # PyTorch's norm along the first axis takes four times as long
+        squares.addcmul_(channel, channel)
+    return squares.sqrt_().clamp_(min=1e-12)
 
 
 def centred_features(embedding: Embedding, *, centre: bool = True, level: int = -1) -> Tensor:
@@ -73,12 +86,11 @@ def prototype(features: Tensor, weights: Tensor) -> Tensor:
     return flat @ features.flatten(1).T / flat.sum(1, keepdim=True).clamp(min=1e-6)
 
 
-def similarity(features: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosine of prototypes `[N, C]` with every feature `[C, *g]`: `[N, *g]` in [-1, 1]."""
-    flat = features.flatten(1)
+def similarity(features: Tensor, prototypes: Tensor, known: Tensor | None = None) -> Tensor:
+    """Cosine of prototypes `[N, C]` with every feature `[C, *g]`: `[N, *g]` in [-1, 1]; `known`: the `lengths`."""
     # Products first: features of unit length would be one more array of their size.
-    cosine = F.normalize(prototypes, dim=1) @ flat / flat.norm(dim=0).clamp(min=1e-12)
-    return cosine.reshape(-1, *features.shape[1:])
+    products = F.normalize(prototypes, dim=1) @ features.flatten(1)
+    return (products / (lengths(features) if known is None else known)).reshape(-1, *features.shape[1:])
 
 
 def similarity_normal(features: Features, prototypes: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +104,7 @@ def similarity_normal(features: Features, prototypes: Tensor, residual: Tensor) 
     unit = prototypes / norms[:, None]
     across = torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device) - unit[:, :, None] * unit[:, None]
     flat = features.values.flatten(1)
-    pulled = (residual.flatten(1) / flat.norm(dim=0).clamp(min=1e-12)) @ flat.T
+    pulled = (residual.flatten(1) / features.lengths) @ flat.T
     normal = across @ features.alike @ across / norms[:, None, None] ** 2
     return normal, (across @ pulled[..., None])[..., 0] / norms[:, None]
 
