@@ -46,7 +46,7 @@ class Asked:
         there = self.region(self.other)
         if not (there > 0.5).any():
             return there.new_zeros(there.ndim - 1)
-        return centroid(there[0]) - self.found.expected[0]
+        return self.found.centres[SIDES.index(self.other)][0] - self.found.expected[0]
 
 
 def counterpart_of(own: Prompts, asked: Asked, carry: Prior, *, by_regions: bool) -> Prompts:

@@ -191,17 +191,16 @@ def refine(
     """
     spacing = np.asarray(fixed.spacing)
     pixel = float(fixed.extent.amax()) / how.scale  # in units of the spacing
-    regions = fixed.to_image(inverse.probability)
     active = list(range(len(inverse.prompts))) if how.steps else []
     amended = {k: inverse.prompts[[k]] for k in active}
     best = inverse
     for _ in range(how.steps):
         trials = {}
         for k in active:
-            difference = disagreement(carried[k], regions[k], align=how.align, spacing=fixed.spacing)
+            difference = disagreement(carried[k], best.regions[k], align=how.align, spacing=fixed.spacing)
             if difference is None or abs(difference.missing - difference.spill) <= how.sigma * pixel:
                 continue
-            inside = centroid(regions[k] if how.align == "centroid" else carried[k]).cpu().numpy()
+            inside = centroid(best.regions[k] if how.align == "centroid" else carried[k]).cpu().numpy()
             trial = _amended(amended[k], difference, inside, how.epsilon * pixel, spacing)
             trial = clamp_to_image(trial, fixed.image_shape)
             if trial.coordinates.equal(amended[k].coordinates):
@@ -211,12 +210,11 @@ def refine(
         for k, (prompt, distance) in trials.items():
             index = torch.tensor([k], device=targets.device)
             asked = evaluate(segmenter, fixed, features, prompt, targets[index])
-            region = fixed.to_image(asked.probability)
-            after = disagreement(carried[k], region[0], align=how.align, spacing=fixed.spacing)
+            after = disagreement(carried[k], asked.regions[0], align=how.align, spacing=fixed.spacing)
             if after is None or after.distance >= distance:
                 continue
             amended[k] = prompt
             kept = asked if prompt.kind == "box" else replace(asked, prompts=best[index].prompts)
-            best, regions = best.replaced(index, kept), regions.index_copy(0, index, region)
+            best = best.replaced(index, kept)
             active.append(k)
     return best

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .auxiliary_prompts import Auxiliary, refine
 from .errors import as_bool
-from .geometry import bounding_box, box_corners, identity_points, resampled, sample, transform_points, warp
+from .geometry import bounding_box, box_corners, identity_points, resampled, sample, transform_points
 from .marginalisation import (
     Marginalisation,
     average,
@@ -75,9 +76,14 @@ class Prior:
     inverse: Tensor
     to_moving: Tensor
 
+    @cached_property
+    def places(self) -> Tensor:
+        """`[D, *S]` voxels of the moving image that those of the fixed one are led to."""
+        return transform_points(self.to_moving, identity_points(self.ddf.shape[1:], device=self.ddf.device) + self.ddf)
+
     def carry_maps(self, maps: Tensor) -> Tensor:
         """Maps `[K, *M]` of the moving image on the fixed grid `[K, *S]`."""
-        return warp(maps, self.ddf, self.to_moving)
+        return sample(maps, self.places)
 
     def carry_points(self, points: Tensor) -> Tensor:
         """Points `[..., D]` of the moving image in voxels of the fixed one."""
@@ -118,6 +124,7 @@ class Found:
         moving_regions: `[K, *M]` and fixed_regions: `[K, *S]`, probabilities on the images' own grids.
         prompts: K prompts on the fixed image.
         cues: of confidence, each `[K]` in [0, 1], by name.
+        centres: `[K, D]` centres of mass of the moving and of the fixed regions, in voxels of their images.
         expected: `[K, D]` voxels of the fixed image, where the prior carries the moving regions' centres.
     """
 
@@ -125,12 +132,14 @@ class Found:
     fixed_regions: Tensor
     prompts: Prompts
     cues: dict[str, Tensor]
+    centres: tuple[Tensor, Tensor]
     expected: Tensor
 
     def __getitem__(self, index: list[int]) -> Found:
         cues = {name: values[index] for name, values in self.cues.items()}
         regions = self.moving_regions[index], self.fixed_regions[index]
-        return Found(*regions, self.prompts[index], cues, self.expected[index])
+        centres = self.centres[0][index], self.centres[1][index]
+        return Found(*regions, self.prompts[index], cues, centres, self.expected[index])
 
 
 def correspond(
@@ -184,11 +193,14 @@ def _in_memory(prompts: Prompts, moving: Embedding, fixed: Embedding, method: Me
 
 def joined(parts: list[Found]) -> Found:
     """The counterparts of several groups of prompts of one kind, in order."""
+    if len(parts) == 1:
+        return parts[0]
     return Found(
         moving_regions=torch.cat([part.moving_regions for part in parts]),
         fixed_regions=torch.cat([part.fixed_regions for part in parts]),
         prompts=concatenated([part.prompts for part in parts]),
         cues={name: torch.cat([part.cues[name] for part in parts]) for name in parts[0].cues},
+        centres=(torch.cat([part.centres[0] for part in parts]), torch.cat([part.centres[1] for part in parts])),
         expected=torch.cat([part.expected for part in parts]),
     )
 
@@ -219,12 +231,14 @@ def _correspond(
     per_map = asked.reshape(*asked.shape, *[1] * len(moving.image_shape))
     best = (torch.stack([geometric_mean(result.cues) for result in results]) * asked).argmax(0)
     coordinates = torch.stack([result.inverse.prompts.coordinates for result in results])
-    fixed_regions = torch.stack([fixed.to_image(result.inverse.probability) for result in results])
+    moving_regions = average(torch.stack([r.moving_regions for r in results]), per_map * shown[:, None])
+    fixed_regions = average(torch.stack([r.inverse.regions for r in results]), per_map)
     return Found(
-        moving_regions=average(torch.stack([r.moving_regions for r in results]), per_map * shown[:, None]),
-        fixed_regions=average(fixed_regions, per_map),
+        moving_regions=moving_regions,
+        fixed_regions=fixed_regions,
         prompts=results[0].inverse.prompts.at(coordinates[best, torch.arange(len(prompts), device=best.device)]),
         cues={name: average(torch.stack([r.cues[name] for r in results]), asked) for name in results[0].cues},
+        centres=(region_centres(moving_regions), region_centres(fixed_regions)),
         expected=region_centres(average(torch.stack([r.carried for r in results]), per_map)),
     )
 
@@ -257,7 +271,7 @@ def _invert(
     carried = prior.carry_maps(regions)
 
     def rating(index: Tensor, candidates: Inverse) -> Tensor:
-        agreement = soft_dice(fixed.to_image(candidates.probability), carried[index])
+        agreement = soft_dice(candidates.regions, carried[index])
         return geometric_mean({"match": candidates.match, "agreement": agreement, "quality": candidates.quality})
 
     starts, index = starting_prompts(prior.carry_prompts(prompts), carried, similarities, fixed, method.inversion)
@@ -265,12 +279,11 @@ def _invert(
     inverse = invert_prompts(segmenter, fixed, there, targets, starts, index, rating, method.inversion, reach)
     inverse = refine(segmenter, fixed, there.values, targets, carried, inverse, method.auxiliary)
 
-    found = prototype(there.values, region_weights(fixed, inverse.probability))
     cues = {
         "match": inverse.match,
-        "agreement": soft_dice(fixed.to_image(inverse.probability), carried),
+        "agreement": soft_dice(inverse.regions, carried),
         "quality": inverse.quality,
-        "return": backward_consistency(back, found, weights),
+        "return": backward_consistency(back, inverse.prototype, weights),
     }
     return _Result(regions, carried, inverse, cues)
 
@@ -306,8 +319,8 @@ def pair_up(
     """
     own = confidence(found.cues)
     size = torch.tensor(spacing, device=own.device)
-    fixed_centres = region_centres(found.fixed_regions) * size
-    moving_centres = transform_points(torch.linalg.inv(to_moving), region_centres(found.moving_regions).T).T * size
+    fixed_centres = found.centres[1] * size
+    moving_centres = transform_points(torch.linalg.inv(to_moving), found.centres[0].T).T * size
     longest = float((torch.tensor(found.fixed_regions.shape[1:], device=own.device) * size).amax())
     usable = own >= trust.floor
     consensus = torch.ones_like(own)

@@ -16,7 +16,9 @@ Convention
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 from monai.networks.utils import meshgrid_ij
 from torch import Tensor
@@ -89,12 +91,14 @@ def resampled(image: Tensor, matrix: Tensor, shape: Sequence[int], *, padding: s
     leads = linear != 0
     if dims < 3 or not (leads.sum(0) == 1).all() or not (leads.sum(1) == 1).all():
         return sample(image, transform_points(matrix, identity_points(shape, device=image.device)), padding=padding)
-    weights, order = [], leads.float().argmax(0).tolist()  # of each axis of the grid the image's axis
+    weights: list[Tensor | None] = []
+    order = leads.float().argmax(0).tolist()  # of each axis of the grid the image's axis
     for axis, (along, size) in enumerate(zip(order, shape, strict=True)):
         places = linear[along, axis] * torch.arange(size, device=matrix.device) + matrix[along, -1]
         voxels = torch.arange(image.shape[1 + along], device=matrix.device)
         places = places.clamp(0, len(voxels) - 1) if padding == "border" else places
-        weights.append((1 - (places[:, None] - voxels).abs()).clamp(min=0))
+        same = places.equal(voxels.to(places))
+        weights.append(None if same else (1 - (places[:, None] - voxels).abs()).clamp(min=0))
     values = image if image.is_floating_point() else image.float()
     return apply_along_axes(weights, values.permute(0, *[1 + along for along in order]))
 
@@ -188,9 +192,11 @@ def centroid(weights: Tensor) -> Tensor:
     return torch.stack(moments) / weights.sum().clamp(min=1e-9)
 
 
-def apply_along_axes(matrices: Sequence[Tensor], values: Tensor) -> Tensor:
-    """Multiply axis d of `values` `[C, *n]` by `matrices[d]` `[m_d, n_d]`: `[C, *m]`."""
+def apply_along_axes(matrices: Sequence[Tensor | None], values: Tensor) -> Tensor:
+    """Multiply axis d of `values` `[C, *n]` by `matrices[d]` `[m_d, n_d]` (None: by one): `[C, *m]`."""
     for axis, matrix in enumerate(matrices, start=1):
+        if matrix is None:
+            continue
         matrix, behind = matrix.to(values), values.shape[axis + 1 :]
         values = (matrix @ values.flatten(axis + 1)).unflatten(-1, behind) if behind else values @ matrix.T
     return values
@@ -201,12 +207,15 @@ def resize_by_area(image: Tensor, shape: Sequence[int]) -> Tensor:
 
     Exact for any ratio, up or down (the rule of OpenCV's INTER_AREA), unlike PyTorch's "area" mode, which rounds cells.
     """
-
-    def overlap(old: int, new: int) -> Tensor:
-        edges = torch.arange(new + 1, dtype=torch.float64) * old / new
-        cells = torch.arange(old, dtype=torch.float64)
-        covered = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
-        return (covered.clamp(min=0) * new / old).float()
-
-    matrices = [overlap(old, new).to(image.device) for old, new in zip(image.shape[1:], shape, strict=True)]
+    matrices = [
+        torch.from_numpy(_covered(old, new)).to(image.device) for old, new in zip(image.shape[1:], shape, strict=True)
+    ]
     return apply_along_axes(matrices, image.float())
+
+
+@lru_cache(maxsize=64)
+def _covered(old: int, new: int) -> np.ndarray:
+    """`[new, old]`: what share of each of `new` cells each of `old` cells over the same extent covers."""
+    edges, cells = np.arange(new + 1) * old / new, np.arange(old)
+    covered = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    return (covered.clip(min=0) * new / old).astype(np.float32)

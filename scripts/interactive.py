@@ -172,7 +172,8 @@ class Session:
                 features = {"moving": features["fixed"], "fixed": features["moving"]}
             found = correspond(pair.segmenter, image, own, other, prompts, prior, inferer.method, generator, features)
         if side == "fixed":
-            found = replace(found, moving_regions=found.fixed_regions, fixed_regions=found.moving_regions)
+            there, here = found.moving_regions, found.fixed_regions
+            found = replace(found, moving_regions=here, fixed_regions=there, centres=found.centres[::-1])
         self.seconds["corresponding prompts"] += perf_counter() - began
         return [Asked(prompt, side, found[[k]]) for k, prompt in enumerate(given)]
 

@@ -127,12 +127,15 @@ def views_seen(prompts: Prompts, matrices: list[Tensor], shape: tuple[int, ...])
         centre = (prompts.coordinates * weights).sum(1) / weights.sum(1)
         moved = transform_points(torch.linalg.inv(matrix).to(device), centre.T).T
         asked.append(((moved >= 0) & (moved <= last)).all(1).float())
-        shown.append((map_back(whole, matrix.to(device))[0] > 0.5).float())
+        still = matrix.equal(torch.eye(len(matrix), device=matrix.device))
+        shown.append(whole[0] if still else (map_back(whole, matrix.to(device))[0] > 0.5).float())
     return torch.stack(asked), torch.stack(shown)
 
 
 def average(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over views: `[J, ...]` and weights that broadcast to it; 0 where no view has weight."""
+    if len(values) == 1:
+        return values[0] * (weights[0] > 0)
     return (values * weights).sum(0) / weights.sum(0).clamp(min=1e-6)
 
 

@@ -78,25 +78,31 @@ class Inverse:
 
     Attributes:
         prompts: N prompts, voxels of the fixed image.
-        probability: `[N, *mask]` over the model input.
+        probability: `[N, *mask]` over the model input; regions: `[N, *S]` the same on the image.
         quality: `[N]` the model's own estimate in [0, 1].
-        match: `[N]` cosine of the prototypes in [-1, 1].
+        prototype: `[N, C]` of the regions.
+        match: `[N]` its cosine with the target in [-1, 1].
     """
 
     prompts: Prompts
     probability: Tensor
+    regions: Tensor
     quality: Tensor
+    prototype: Tensor
     match: Tensor
 
     def __getitem__(self, index: Tensor) -> Inverse:
-        return Inverse(self.prompts[index], self.probability[index], self.quality[index], self.match[index])
+        own = self.probability, self.regions, self.quality, self.prototype, self.match
+        return Inverse(self.prompts[index], *(values[index] for values in own))
 
     def replaced(self, index: Tensor, new: Inverse) -> Inverse:
         """These with `new` ones at `index`."""
         return Inverse(
             self.prompts.at(self.prompts.coordinates.index_copy(0, index, new.prompts.coordinates)),
             self.probability.index_copy(0, index, new.probability),
+            self.regions.index_copy(0, index, new.regions),
             self.quality.index_copy(0, index, new.quality),
+            self.prototype.index_copy(0, index, new.prototype),
             self.match.index_copy(0, index, new.match),
         )
 
@@ -204,7 +210,8 @@ def evaluate(
     decoded = (segmenter.draft if draft else segmenter.decode)(embedding, prompts)
     probability = decoded.logits.sigmoid()
     found = prototype(features, region_weights(embedding, probability))
-    return Inverse(prompts, probability, decoded.quality.clamp(0, 1), F.cosine_similarity(found, targets, dim=1))
+    match, quality = F.cosine_similarity(found, targets, dim=1), decoded.quality.clamp(0, 1)
+    return Inverse(prompts, probability, embedding.to_image(probability), quality, found, match)
 
 
 def invert_prompts(

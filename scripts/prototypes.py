@@ -125,5 +125,5 @@ def prototype_jacobian(features: Tensor, probability: Tensor, logit_derivatives:
     weights = area_weights(probability, grid).flatten(1)  # [N, n]
     changes = torch.stack([area_weights(s, grid).flatten(1) for s in slope])  # [N, Q, n]
     mean = weights @ features.flatten(1).T / weights.sum(1, keepdim=True).clamp(min=1e-6)
-    offsets = features.flatten(1)[None] - mean[..., None]  # [N, C, n]
-    return offsets @ changes.mT / weights.sum(1).clamp(min=1e-6)[:, None, None]
+    moved = (changes @ features.flatten(1).T).mT - mean[..., None] * changes.sum(2)[:, None]  # of the weighted sum
+    return moved / weights.sum(1).clamp(min=1e-6)[:, None, None]

@@ -24,6 +24,7 @@ class Embedding:
         input_size: size of the model input.
         affine: `[D+1, D+1]` from image voxels to RAS mm; identity for pictures.
         plane: image axes in which the model sees the image at once.
+        shown: what `inside` has answered, by shape.
     """
 
     levels: tuple[Tensor, ...]
@@ -33,6 +34,7 @@ class Embedding:
     input_size: tuple[int, ...]
     affine: Tensor = field(default_factory=lambda: torch.eye(3))
     plane: tuple[int, ...] = (0, 1)
+    shown: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -60,6 +62,11 @@ class Embedding:
 
     def inside(self, shape: tuple[int, ...]) -> Tensor:
         """`[*shape]` bool: which voxels of a grid over the model input show the image rather than padding."""
+        if shape not in self.shown:
+            self.shown[shape] = self._inside(shape)
+        return self.shown[shape]
+
+    def _inside(self, shape: tuple[int, ...]) -> Tensor:
         inside = torch.ones(shape, dtype=torch.bool, device=self.to_model.device)
         size_of_image = torch.tensor(self.image_shape, device=inside.device)
         edges = torch.stack([torch.full_like(size_of_image, -0.5, dtype=torch.float32), size_of_image - 0.5], dim=1)
@@ -67,9 +74,9 @@ class Embedding:
         for axis, (size, valid, full) in enumerate(zip(shape, self.valid, self.input_size, strict=True)):
             centres = (torch.arange(size, device=inside.device) + 0.5) * full / size - first[axis].round()
             nearest = centres - valid / 2  # from the middle of what is shown
-            shown = (centres >= 0) & (centres < valid)
-            shown[nearest.abs().argmin()] = True  # some voxel shows an image however thin
-            inside &= shown.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+            seen = (centres >= 0) & (centres < valid)
+            seen[nearest.abs().argmin()] = True  # some voxel shows an image however thin
+            inside &= seen.reshape([-1 if a == axis else 1 for a in range(len(shape))])
         return inside
 
     def to_image(self, maps: Tensor) -> Tensor:

@@ -159,8 +159,10 @@ class Growing:
         )
         right = torch.searchsorted(places, at).clamp(min=1)
         share = (at - places[right - 1]) / (places[right] - places[right - 1])
-        stack = torch.stack([known[int(place)] for place in places])
-        return torch.lerp(stack[right - 1], stack[right], share[:, None, None]).movedim(0, -1)
+        weights = torch.zeros(self.slices, len(places), device=empty.device)
+        weights.scatter_(1, right[:, None], share[:, None]).scatter_add_(1, right[:, None] - 1, 1 - share[:, None])
+        stack = torch.stack([known[int(place)] for place in places], dim=-1)
+        return stack @ weights.T
 
 
 def slice_of(embedding: Embedding, at: int) -> Embedding:
