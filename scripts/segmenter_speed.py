@@ -29,9 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import segmenters
 from .prompts import Prompts
-from .segmenters import sam2, sam_decoder, sam_hq, vit
+from .segmenters import sam_decoder, vit
 from .segmenters.embedding import Embedding
-from .segmenters.sam_decoder import ImageTokens
 from .segmenters.tiny_vit import TinyViT
 
 PROMPTS = 4  # decoded at once
@@ -68,12 +67,14 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = 
     return torch.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1) @ v
 
 
-def plain_attend(decoder: Any, image: ImageTokens, sparse: Tensor, mask_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """`sam_decoder.attend` by the package's transformer, which projects the image's tokens for every prompt."""
-    own = torch.cat([decoder.iou_token.weight, mask_tokens])
-    tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
-    keys, position = (x.expand(len(sparse), -1, -1).mT[..., None] for x in (image.keys, image.position))
-    return decoder.transformer(keys, position, tokens)
+def plain_tokens_to_image(attention: Any, queries: Tensor, keys: Tensor, placed: Tensor) -> Tensor:
+    """`sam_decoder._tokens_to_image` by the package's attention, which projects the image's tokens for every prompt."""
+    return attention(q=queries, k=placed.expand(len(queries), -1, -1), v=keys.expand(len(queries), -1, -1))
+
+
+def plain_image_to_tokens(attention: Any, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """`sam_decoder._image_to_tokens` likewise."""
+    return attention(q=placed.expand(len(keys), -1, -1), k=keys, v=values)
 
 
 @contextmanager
@@ -82,8 +83,8 @@ def plain() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", plain_attention))
         stack.enter_context(patch.object(vit, "MASK_ELEMENTS", 2**62))
-        for module in (sam_decoder, sam_hq, sam2):
-            stack.enter_context(patch.object(module, "attend", plain_attend))
+        stack.enter_context(patch.object(sam_decoder, "_tokens_to_image", plain_tokens_to_image))
+        stack.enter_context(patch.object(sam_decoder, "_image_to_tokens", plain_image_to_tokens))
         yield
 
 
