@@ -150,8 +150,8 @@ class PromptableSegmenter(nn.Module, ABC):
         """Logits and their derivative by every prompt coordinate.
 
         Forward mode where the model allows it (one primal pass and one tangent pass per coordinate, each of which takes
-        several decodes: together 9 for a click of LiteMedSAM, 20 for a box). Else, with a notice, central differences
-        (`1 + 2 * P * D` decodes) with steps of a tenth of a voxel of the model input.
+        two to three decodes: together 6 for a click of LiteMedSAM, 11 for a box). Else, with a notice, central
+        differences (`1 + 2 * P * D` decodes, some percent off) with steps of a tenth of a voxel of the model input.
 
         Returns:
             logits `[N, *mask]` and derivatives `[N, P * D, *mask]` per voxel of the image.
