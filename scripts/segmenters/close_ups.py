@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -73,7 +73,8 @@ class CloseUpSAM(UprightSAM):
         if not self.close_ups or max(shape) <= self.config.size:
             return whole
         to_volume = scaling_about_corner(upright.shape[1:], shape, device=self.device) @ turn.to(self.device)
-        return WholeVolume(**vars(whole), volume=resize_by_area(upright, shape), to_volume=to_volume)
+        given = {f.name: getattr(whole, f.name) for f in fields(whole) if f.init}
+        return WholeVolume(**given, volume=resize_by_area(upright, shape), to_volume=to_volume)
 
     @torch.no_grad()
     def decode(self, embedding: Embedding, prompts: Prompts) -> Decoded:
