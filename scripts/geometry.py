@@ -185,3 +185,9 @@ def resize_by_area(image: Tensor, shape: Sequence[int]) -> Tensor:
 
     matrices = [overlap(old, new).to(image.device) for old, new in zip(image.shape[1:], shape, strict=True)]
     return apply_along_axes(matrices, image.float())
+
+
+def quantiles(image: Tensor, at: Sequence[float]) -> Tensor:
+    """Quantiles of each channel of an image `[C, *S]`: `[len(at), C]`, from about a million of its voxels."""
+    few = image.flatten(1)[:, :: max(1, image[0].numel() // 1_000_000)].double()
+    return torch.stack([torch.quantile(few, q, dim=1) for q in at]).to(image)
