@@ -219,3 +219,9 @@ def _covered(old: int, new: int) -> np.ndarray:
     edges, cells = np.arange(new + 1) * old / new, np.arange(old)
     covered = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
     return (covered.clip(min=0) * new / old).astype(np.float32)
+
+
+def quantiles(image: Tensor, at: Sequence[float]) -> Tensor:
+    """Quantiles of each channel of an image `[C, *S]`: `[len(at), C]`, from about a million of its voxels."""
+    few = image.flatten(1)[:, :: max(1, image[0].numel() // 1_000_000)].double()
+    return torch.stack([torch.quantile(few, q, dim=1) for q in at]).to(image)

@@ -36,7 +36,7 @@ from .segmenters.metered import Metered
 from .segmenters.protocol import Segmenter
 from .segmenters.slices import normal_axis
 from .segmenters.slicewise import SliceWiseSegmenter
-from .transformations import Grid
+from .transformations import Grid, Transformation
 
 
 class PromptRegInferer(Inferer):
@@ -141,7 +141,9 @@ class PromptRegInferer(Inferer):
             edges: tuple[Tensor, Tensor] | None = None
             evidence: dict[str, float] = {}
             if self.same_scene and request.fixed.ndim == 3:  # a picture
-                edges, evidence = self.same_scene.propose(scene, grid, to_moving)
+                edges, evidence = self.same_scene.propose(
+                    scene, grid, to_moving, lambda: self._dense(scene, grid, to_moving, coarse)(grid)
+                )
             ddf, inverse = edges or (coarse(grid), coarse.inverse(grid))
             prior = Prior(ddf, inverse, to_moving)
         return PreparedPair(
@@ -160,9 +162,13 @@ class PromptRegInferer(Inferer):
             moving=replace(pair.scene.moving, regions=pairs.moving_regions),
             confidence=pairs.confidence,
         )
-        initial = pair.coarse if self.start == "prior" else None
-        fit = fit_transformation(scene, pair.grid, pair.to_moving, self.objective, self.fit, initial=initial)
+        fit = self._dense(scene, pair.grid, pair.to_moving, pair.coarse)
         return Prior(fit(pair.grid), fit.inverse(pair.grid), pair.to_moving)
+
+    def _dense(self, scene: Scene, grid: Grid, to_moving: Tensor, coarse: Transformation) -> Transformation:
+        """The final fit, from the coarse prior or from the identity."""
+        initial = coarse if self.start == "prior" else None
+        return fit_transformation(scene, grid, to_moving, self.objective, self.fit, initial=initial)
 
     def registration(
         self, pair: PreparedPair, pairs: RegionPairs, fitted: Prior, seconds: dict[str, float]

@@ -136,7 +136,7 @@ class MutualInformationTerm(Term):
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         measure = GlobalMutualInformationLoss(num_bins=self.bins)
-        fixed = Pyramid(scene.fixed.image, points).at(points)[None]
-        moving = Pyramid(scene.moving.image, scene.moving_points(points))
+        fixed = Pyramid(scene.fixed.image.clamp(0, 1), points).at(points)[None]
+        moving = Pyramid(scene.moving.image.clamp(0, 1), scene.moving_points(points))
         scale = 1.0 / torch.log(torch.tensor(float(self.bins)))
         return lambda moved: 1 + scale * measure(moving.at(moved)[None], fixed)

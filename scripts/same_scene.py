@@ -10,6 +10,7 @@ different subjects agree roughly, and hardly less when shifted a little.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -39,8 +40,11 @@ class SameScene:
         size: voxels along the longest side at which edges are compared.
         sharpness: one scene must lose at least this share of its agreement by a shift of `shift`.
         shift: relative to the longest side.
-        motion: one scene must have moved as a whole by more (mean over the image, relative to the longest side); what
-            remains of less is deformation, which the features' map and its free fit are for.
+        motion: a scene that has moved as a whole by more (mean over the image, relative to the longest side) is
+            believed; what remains of less may be deformation, so a free map is tried beside the stiff one.
+        detail: voxels along the longest side at which the two are compared, finer than either was fitted at.
+        remainder: share of the stiff map's disagreement of edges (1 - correlation) that the free map must leave at
+            most. It has so many more parameters that a small gain is no evidence.
     """
 
     search: GlobalSearch
@@ -51,7 +55,9 @@ class SameScene:
     size: int = 256
     sharpness: float = 0.25
     shift: float = 0.01
-    motion: float = 0.01
+    motion: float = 0.02
+    detail: int = 512
+    remainder: float = 0.7
 
     def settings(self) -> dict[str, Any]:
         """What decides, JSON-able."""
@@ -60,21 +66,23 @@ class SameScene:
             "align": {"objective": self.align.terms, "fit": asdict(self.align_fit)},
             "objective": self.objective.terms,
             "fit": asdict(self.fit),
-            **{name: getattr(self, name) for name in ("size", "sharpness", "shift", "motion")},
+            **{name: getattr(self, name) for name in ("size", "sharpness", "shift", "motion", "detail", "remainder")},
         }
 
     def propose(
-        self, scene: Scene, grid: Grid, to_moving: Tensor
+        self, scene: Scene, grid: Grid, to_moving: Tensor, free: Callable[[], Tensor]
     ) -> tuple[tuple[Tensor, Tensor] | None, dict[str, float]]:
         """The map under which edges agree best, if it is that of one scene that has moved.
 
         Args:
             scene: both images and their features.
             grid: of the fixed image; to_moving: from fixed to moving voxels before anything is known.
+            free: gives the field `[D, *S]` that deforms freely; only doubtful cases ask for it.
 
         Returns:
             field and inverse field `[D, *S]`, voxels of the fixed grid (see `geometry`; `to_moving` acts after them),
-            or None; and the evidence: agreement of edges in [-1, 1], its sharpness and the motion (see the class).
+            or None; and the evidence: agreement of edges in [-1, 1], its sharpness, the motion and, in doubtful cases,
+            the remainder (see the class).
         """
         scene = seen(scene)
         # The search is a few FFTs of small pictures: not worth a GPU.
@@ -87,10 +95,16 @@ class SameScene:
         best = max(refined, key=lambda matrix: self.agreement(scene, grid, matrix))
         best = self._refined(scene, grid, best, rest)
         evidence = self._evidence(scene, grid, to_moving, best)
-        if evidence["sharpness"] < self.sharpness or evidence["motion"] < self.motion:
+        if evidence["sharpness"] < self.sharpness:
             return None, evidence
         deformation = fit_transformation(scene, grid, best, self.objective, self.fit)
-        return relative_to(to_moving, best, deformation(grid), deformation.inverse(grid)), evidence
+        ddf, inverse = relative_to(to_moving, best, deformation(grid), deformation.inverse(grid))
+        if evidence["motion"] < self.motion:
+            stiff_left, free_left = (self._disagreement(scene, grid, to_moving, field) for field in (ddf, free()))
+            evidence["remainder"] = free_left / max(stiff_left, 1e-6)
+            if evidence["remainder"] <= self.remainder:
+                return None, evidence
+        return (ddf, inverse), evidence
 
     def agreement(self, scene: Scene, grid: Grid, to_moving: Tensor) -> float:
         """How well edges agree under an affine map from fixed to moving voxels, in [-1, 1].
@@ -107,6 +121,12 @@ class SameScene:
     @staticmethod
     def _structure(scene: Scene, points: Tensor, to_moving: Tensor) -> Loss:
         return StructureTerm().prepare(replace(scene, to_moving=to_moving), points)
+
+    def _disagreement(self, scene: Scene, grid: Grid, to_moving: Tensor, ddf: Tensor) -> float:
+        """1 - correlation of edges under a field `[D, *S]` before `to_moving`, in detail."""
+        points = level_points(grid.coarsened(self.detail), grid, ddf.device)
+        moved = transform_points(to_moving, points + sample(ddf, points, padding="border"))
+        return self._structure(scene, points, to_moving)(moved).item()
 
     def _evidence(self, scene: Scene, grid: Grid, to_moving: Tensor, matrix: Tensor) -> dict[str, float]:
         points = level_points(grid.coarsened(self.size), grid, matrix.device)

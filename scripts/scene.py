@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .geometry import resize_by_area, sample, scaling_about_corner, transform_points
+from .geometry import quantiles, resize_by_area, sample, scaling_about_corner, transform_points
 from .segmenters.protocol import Embedding
 
 
@@ -18,7 +18,7 @@ class View:
     """One image as the terms see it.
 
     Attributes:
-        image: `[1, *S]` grey values in [0, 1].
+        image: `[1, *S]` grey values, all but a few of them in [0, 1].
         embedding: of the same image.
         regions: `[K, *S]` soft regions in [0, 1], in the order of the pairs.
         shown: `[*S]` bool, where the image shows what can be compared; None: everywhere.
@@ -41,7 +41,9 @@ class View:
     def plain(cls, raw: Tensor, embedding: Embedding) -> View:
         """View of raw intensities `[C, *S]` without regions."""
         grey = raw.mean(0, keepdim=True)
-        low, high = grey.amin(), grey.amax()
+        low, high = quantiles(grey, (0.005, 0.995))[:, 0]  # a speck of metal in a CT is no measure of contrast
+        if high <= low:
+            low, high = grey.amin(), grey.amax()
         return cls((grey - low) / (high - low).clamp(min=1e-8), embedding, grey.new_zeros(0, *grey.shape[1:]))
 
 

@@ -97,11 +97,16 @@ def hypothesis() -> SameScene:
     )
 
 
+def never() -> Tensor:
+    """The free map of a case that is not doubtful."""
+    raise AssertionError("asked for")
+
+
 def test_one_scene_is_aligned_to_a_fraction_of_a_voxel_and_believed() -> None:
     truth = similarity(6.0, 1.05, (-38.0, 22.0))
     fixed, moving = pair(truth)
     scene, grid, same = scene_of(fixed, moving), Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis()
-    edges, evidence = same.propose(scene, grid, torch.eye(3))
+    edges, evidence = same.propose(scene, grid, torch.eye(3), never)
     assert edges is not None
     ddf, inverse = edges
     points = torch.tensor([[60.0, 80.0, 110.0], [50.0, 90.0, 70.0]])
@@ -113,16 +118,27 @@ def test_one_scene_is_aligned_to_a_fraction_of_a_voxel_and_believed() -> None:
     assert same.agreement(scene, grid, truth) > 0.5 > 0.2 > same.agreement(scene, grid, torch.eye(3))
 
 
-def test_what_has_not_moved_or_is_another_scene_is_left_to_the_features() -> None:
-    fixed, moving = pair(torch.eye(3))
+def test_another_scene_is_left_to_the_features() -> None:
+    """A smooth blob's edges agree about as well beside each other as in place."""
     grid, same = Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis()
-    edges, evidence = same.propose(scene_of(fixed, moving), grid, torch.eye(3))
-    assert edges is None and evidence["motion"] < 0.005 and evidence["sharpness"] > 0.3
-    # Another place of another subject: a smooth blob's edges agree about as well beside each other.
     blob = torch.exp(-((identity_points((SIZE, SIZE)) - 80) / 40).square().sum(0))[None]
     other = torch.exp(-((identity_points((SIZE, SIZE)) - 95) / 45).square().sum(0))[None]
-    edges, evidence = same.propose(scene_of(blob, other), grid, torch.eye(3))
+    edges, evidence = same.propose(scene_of(blob, other), grid, torch.eye(3), never)
     assert edges is None and evidence["sharpness"] < 0.25
+
+
+def test_a_scene_that_hardly_moved_is_believed_unless_a_free_map_explains_far_more() -> None:
+    grid, same = Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis()
+    fixed, moving = pair(torch.eye(3))
+    edges, evidence = same.propose(scene_of(fixed, moving), grid, torch.eye(3), lambda: torch.ones(2, SIZE, SIZE))
+    assert evidence["motion"] < 0.005 and evidence["remainder"] > 0.9 and edges is not None
+    assert edges[0].abs().mean() < 0.3
+    # What has bent more than the stiff map can follow.
+    points = identity_points((SIZE, SIZE))
+    bend = 3 * torch.stack([(points[1] * 6.28 / 53).sin(), (points[0] * 6.28 / 47).cos()])
+    bent = sample(moving, points + bend, padding="border")
+    edges, evidence = same.propose(scene_of(bent, moving), grid, torch.eye(3), lambda: bend)
+    assert evidence["motion"] < 0.02 and evidence["remainder"] < 0.5 and edges is None
 
 
 def test_a_surround_that_stands_still_is_not_looked_at() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry import resize_by_area, scaling_about_corner
+from ..geometry import quantiles, resize_by_area, scaling_about_corner
 from ..prompts import Prompts
 from .cache import image_key
 from .embedding import Embedding
@@ -78,10 +78,12 @@ class SliceWiseSegmenter:
         offset = (shown.shape[3] - 1) % step // 2
         taken = shown[..., offset::step]
         dtype = getattr(torch, self.how.storage)
+        # What decoding reads, and the shallowest grid, whose detail the dense fit compares.
+        kept = sorted({0, *(level % len(first.levels) for level in self.spec.decoder_levels)})
         levels: list[tuple[Tensor, ...]] = []
         for some in taken.split(8, dim=3):  # what encoding leaves behind is larger than what is kept
             for embedding in embed(some):
-                levels.append(tuple(embedding.levels[level].to(dtype) for level in self.spec.decoder_levels))
+                levels.append(tuple(embedding.levels[level].to(dtype) for level in kept))
         to_model = torch.eye(4, device=image.device)
         to_model[:2, :2], to_model[:2, 3] = first.to_model[:2, :2], first.to_model[:2, 2]
         stretch = scaling_about_corner(shown.shape[1:], (*square, shown.shape[3]), device=image.device)
@@ -102,9 +104,8 @@ class SliceWiseSegmenter:
         return max(1, int(cells + 0.01)) if self.how.step is None else self.how.step
 
     def _clipped(self, image: Tensor) -> Tensor:
-        few = image.flatten(1)[:, :: max(1, image[0].numel() // 1_000_000)].double()
-        low, high = (torch.quantile(few, percent / 100, dim=1).float() for percent in self.how.clip)
-        high = torch.where(high > low, high, few.amax(1).float())
+        low, high = quantiles(image, [percent / 100 for percent in self.how.clip])
+        high = torch.where(high > low, high, image.flatten(1).amax(1))
         shape = (-1, *[1] * (image.ndim - 1))
         return torch.minimum(torch.maximum(image, low.reshape(shape)), high.reshape(shape))
 
