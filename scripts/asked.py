@@ -9,8 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .correspond import Found, Prior
+from .correspond import Found
 from .geometry import centroid
+from .prior import Prior
 from .prompt_inversion import clamp_to_image
 from .prompt_sampling import boxes_of
 from .prompts import GivenPrompt, Prompts

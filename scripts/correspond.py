@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from .auxiliary_prompts import Auxiliary, refine
 from .errors import as_bool
-from .geometry import bounding_box, box_corners, identity_points, resampled, sample, transform_points
+from .geometry import bounding_box, resampled, transform_points
 from .marginalisation import (
     Marginalisation,
     average,
@@ -27,6 +26,7 @@ from .marginalisation import (
     transform_prompts,
     views_seen,
 )
+from .prior import Prior
 from .prompt_inversion import Inverse, Inversion, invert_prompts, starting_prompts
 from .prompts import GivenPrompt, Prompts, concatenated
 from .prototypes import Features, prototype, region_weights, similarity
@@ -61,59 +61,6 @@ class Method:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "centre", as_bool(self.centre, "method: centre"))
-
-
-@dataclass(frozen=True)
-class Prior:
-    """Where things on the moving image are expected on the fixed one, before any prompt is asked.
-
-    Attributes:
-        ddf: `[D, *S]` voxels of the fixed grid; inverse: `[D, *S]` its inverse; to_moving: `[D+1, D+1]` (see
-            `geometry`).
-    """
-
-    ddf: Tensor
-    inverse: Tensor
-    to_moving: Tensor
-
-    @cached_property
-    def places(self) -> Tensor:
-        """`[D, *S]` voxels of the moving image that those of the fixed one are led to."""
-        return transform_points(self.to_moving, identity_points(self.ddf.shape[1:], device=self.ddf.device) + self.ddf)
-
-    def carry_maps(self, maps: Tensor) -> Tensor:
-        """Maps `[K, *M]` of the moving image on the fixed grid `[K, *S]`."""
-        return sample(maps, self.places)
-
-    def carry_points(self, points: Tensor) -> Tensor:
-        """Points `[..., D]` of the moving image in voxels of the fixed one."""
-        start = transform_points(torch.linalg.inv(self.to_moving), points.movedim(-1, 0))
-        return (start + sample(self.inverse, start.flatten(1), padding="border").reshape(start.shape)).movedim(0, -1)
-
-    def carry_prompts(self, prompts: Prompts) -> Prompts:
-        """Prompts of the moving image on the fixed one; a box becomes the box around its carried corners."""
-        if prompts.kind == "point":
-            return prompts.at(self.carry_points(prompts.coordinates))
-        corners = self.carry_points(box_corners(prompts.coordinates))
-        return prompts.at(torch.stack([corners.amin(1), corners.amax(1)], dim=1))
-
-    def reversed(self, shape: Sequence[int]) -> Prior:
-        """The same for prompts on the fixed image, with the roles of the images exchanged.
-
-        With `phi(p) = T (p + u(p))` from fixed to moving voxels, T = `to_moving` and v = `inverse`, the way back is
-        `q -> T^-1 q + v(T^-1 q)`: a field `T v(T^-1 q)` on the moving grid, before the matrix T^-1. A field's own
-        values turn with the linear part of T alone. Fields go on constantly beyond the fixed image.
-
-        Args:
-            shape: of the moving image.
-        """
-        back, linear = torch.linalg.inv(self.to_moving), self.to_moving[:-1, :-1]
-        places = transform_points(back, identity_points(shape, device=self.ddf.device))
-        ddf, inverse = (
-            torch.tensordot(linear, sample(values, places, padding="border"), dims=1)
-            for values in (self.inverse, self.ddf)
-        )
-        return Prior(ddf, inverse, back)
 
 
 @dataclass(frozen=True)

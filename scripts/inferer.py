@@ -16,13 +16,14 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from .clock import Clock
-from .correspond import Method, Prior, correspond, pair_up
+from .correspond import Method, correspond, pair_up
 from .correspondence import Fit, fit_transformation
 from .errors import InputError, as_bool
 from .geometry import folding_percent, warp
 from .objectives import Objective
 from .prealignment import CHOICES, prealign
 from .prepared import PreparedPair
+from .prior import Prior
 from .prompt_inversion import clamp_to_image
 from .prompt_sampling import Sampling, promote_clicks, sample_prompts
 from .prompts import GivenPrompt, Prompts, batched

@@ -17,9 +17,10 @@ import torch
 
 from .asked import SIDES, Asked, box_around, counterpart_of
 from .clock import Clock
-from .correspond import Prior, correspond, joined, pair_up
+from .correspond import correspond, joined, pair_up
 from .errors import InputError
 from .inferer import PromptRegInferer, understood
+from .prior import Prior
 from .prompt_sampling import sample_prompts
 from .prompts import GivenPrompt, Prompts, concatenated
 from .registration import RegionPairs, Registration

@@ -99,8 +99,8 @@ def check_writable(folder: str | Path, *, name: str = "output_dir") -> None:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{name}: {folder}: cannot be written ({reason}); give a folder you may write to") from error
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        _remove_folders(missing)  # another process may be about to write there
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):  # others may need it already
+        _remove_folders(missing)
 
 
 def region_map(regions: Tensor, shown: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .correspond import Prior
+from .prior import Prior
 from .prototypes import Features
 from .request import PairRequest
 from .scene import Scene

@@ -12,10 +12,10 @@ from test_inferer import FIT, click, inferer, scene
 from test_inferer import info as info_of
 from toy import DiscSegmenter, box_around, disc
 
-from scripts.correspond import Prior
 from scripts.errors import InputError
 from scripts.geometry import identity_points, invert, transform_points
 from scripts.interactive import MOST, Session
+from scripts.prior import Prior
 from scripts.prompts import GivenPrompt, given_prompts
 from scripts.request import PairRequest
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from toy import DiscSegmenter, box_around, disc
 
-from scripts.correspond import Found, Method, Prior, correspond
+from scripts.correspond import Found, Method, correspond
 from scripts.errors import InputError
 from scripts.geometry import bounding_box, identity_points, sample
 from scripts.marginalisation import (
@@ -20,6 +20,7 @@ from scripts.marginalisation import (
     transform_prompts,
     views_seen,
 )
+from scripts.prior import Prior
 from scripts.prompts import Prompts
 from scripts.region_pairs import soft_dice
 

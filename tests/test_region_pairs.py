@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from toy import DiscSegmenter, box_around, disc
 
-from scripts.correspond import Method, Prior, correspond, pair_up
+from scripts.correspond import Method, correspond, pair_up
 from scripts.geometry import transform_points
+from scripts.prior import Prior
 from scripts.prompts import GivenPrompt, Prompts
 from scripts.region_pairs import (
     Trust,
