@@ -211,9 +211,9 @@ def _invert(
     method: Method,
 ) -> _Result:
     """Prototype, similarity, inverse prompt and auxiliary prompts for K moving regions `[K, *M]`."""
-    there, back = features["fixed"], features["moving"].values
+    there, back = features["fixed"], features["moving"]
     weights = region_weights(moving, on_model_input(regions, moving))
-    targets = prototype(back, weights)
+    targets = prototype(back.values, weights)
     similarities = similarity(there.values, targets, there.lengths)
     carried = prior.carry_maps(regions)
 

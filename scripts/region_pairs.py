@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import InputError, as_bool
 from .geometry import centroid
-from .prototypes import similarity
+from .prototypes import Features, similarity
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ def separation(similarities: Tensor, weights: Tensor) -> Tensor:
     return (inside * below).sum(1) / (inside.sum(1) * outside.sum(1)).clamp(min=1e-6)
 
 
-def backward_consistency(moving_features: Tensor, fixed_prototypes: Tensor, moving_weights: Tensor) -> Tensor:
+def backward_consistency(moving: Features, fixed_prototypes: Tensor, moving_weights: Tensor) -> Tensor:
     """Does the fixed region's prototype point back to the moving region? `[N]` in [0, 1], chance level is 0.
 
     Args:
-        moving_features: `[C, *g]`; fixed_prototypes: `[N, C]`; moving_weights: `[N, *g]` moving regions.
+        moving: features of the moving image on a grid g; fixed_prototypes: `[N, C]`; moving_weights: `[N, *g]` regions.
     """
-    return (2 * separation(similarity(moving_features, fixed_prototypes), moving_weights) - 1).clamp(min=0)
+    similarities = similarity(moving.values, fixed_prototypes, moving.lengths)
+    return (2 * separation(similarities, moving_weights) - 1).clamp(min=0)
 
 
 def geometric_mean(cues: dict[str, Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from scripts.correspond import Method, correspond, pair_up
 from scripts.geometry import transform_points
 from scripts.prior import Prior
 from scripts.prompts import GivenPrompt, Prompts
+from scripts.prototypes import Features
 from scripts.region_pairs import (
     Trust,
     backward_consistency,
@@ -47,8 +48,8 @@ def test_backward_consistency_is_one_for_its_own_prototype_and_zero_for_the_oppo
     features[0], features[1, :2] = 1.0, 2.0
     upper = torch.zeros(1, 4, 4)
     upper[0, :2] = 1.0
-    assert backward_consistency(features, torch.tensor([[1.0, 2.0]]), upper).item() == pytest.approx(1.0)
-    assert backward_consistency(features, torch.tensor([[1.0, -2.0]]), upper).item() == pytest.approx(0.0)
+    assert backward_consistency(Features(features), torch.tensor([[1.0, 2.0]]), upper).item() == pytest.approx(1.0)
+    assert backward_consistency(Features(features), torch.tensor([[1.0, -2.0]]), upper).item() == pytest.approx(0.0)
 
 
 def test_confidence_is_the_product() -> None:
