@@ -32,12 +32,14 @@ from .prompts import GivenPrompt, Prompts, concatenated
 from .prototypes import Features, prototype, region_weights, similarity
 from .region_pairs import (
     Trust,
+    above_chance,
     backward_consistency,
     confidence,
     consensus_weights,
     enough_for_consensus,
     geometric_mean,
     region_centres,
+    separation,
     soft_dice,
 )
 from .registration import RegionPairs
@@ -218,8 +220,14 @@ def _invert(
     carried = prior.carry_maps(regions)
 
     def rating(index: Tensor, candidates: Inverse) -> Tensor:
-        agreement = soft_dice(candidates.regions, carried[index])
-        return geometric_mean({"match": candidates.match, "agreement": agreement, "quality": candidates.quality})
+        within = region_weights(fixed, candidates.probability)
+        cues = {
+            "match": candidates.match,
+            "quality": candidates.quality,
+            "separation": above_chance(separation(similarities[index], within)),
+            "agreement": soft_dice(candidates.regions, carried[index]).sqrt(),  # the prior knows places, sizes less
+        }
+        return geometric_mean(cues)
 
     starts, index = starting_prompts(prior.carry_prompts(prompts), carried, similarities, fixed, method.inversion)
     reach = method.inversion.reach * _extents(carried)

@@ -238,11 +238,11 @@ class PromptRegInferer(Inferer):
 def understood(segmenter: Segmenter, moving: Embedding, given: list[GivenPrompt], sampling: Sampling) -> Prompts:
     """Given prompts as the model understands them.
 
-    They stay what they are if the model was trained with their kind; else clicks become boxes, or boxes clicks at their
-    centres, whichever the model knows. A mixture becomes boxes where it can.
+    Clicks stay what they are if the model was trained with them, else they become boxes; boxes become a little larger
+    (`Sampling.margin`), or clicks at their centres, whichever the model knows. A mixture becomes boxes where it can.
     """
     batch, known = batched(given), segmenter.spec.trained_with
-    if batch is not None and batch.kind in known:
+    if batch is not None and batch.kind == "point" and "point" in known:
         return batch.to(moving.features.device)
     if "box" in known:
         return promote_clicks(segmenter, moving, given, sampling)
@@ -254,14 +254,16 @@ def understood(segmenter: Segmenter, moving: Embedding, given: list[GivenPrompt]
 
 
 def with_clicks(pairs: RegionPairs, given: list[GivenPrompt], found: Prior) -> RegionPairs:
-    """Clicks that were promoted to boxes become clicks again.
+    """Prompts as they were given: clicks that were promoted to boxes become clicks again.
 
     The counterpart of such a click is where the fitted map carries it, moved inside the image if need be; the region on
     the fixed image is that of the box found by inversion.
     """
     clicks = batched(given)
-    if clicks is None or clicks.kind == pairs.moving_prompts.kind:
+    if clicks is None:
         return pairs
     clicks = clicks.to(found.ddf.device)
+    if clicks.kind == pairs.moving_prompts.kind:
+        return replace(pairs, moving_prompts=clicks)
     counterparts = clamp_to_image(found.carry_prompts(clicks), tuple(found.ddf.shape[1:]))
     return replace(pairs, moving_prompts=clicks, fixed_prompts=counterparts)

@@ -49,6 +49,7 @@ class Inversion:
         starts: where to start: "carried" (where the coarse prior carries the moving prompt's region) and "peak" (the
             prompt, carried likewise and then shifted to the peak of the similarity map; the paper's).
         margins: sizes at which a carried box is tried, relative to the carried region.
+        tie: starts that score within so much of the best are as good; the one that was listed first is taken.
         steps: Gauss-Newton steps at most (paper: 1).
         step_below: take steps only where the best start scores below this; 1 always steps (paper).
         keep: "best" (a step must improve the score) or "last" (paper: no test).
@@ -57,7 +58,8 @@ class Inversion:
     """
 
     starts: tuple[str, ...] = ("carried", "peak")
-    margins: tuple[float, ...] = (1.1, 1.2, 1.4)
+    margins: tuple[float, ...] = (1.1, 1.25, 0.85, 1.5)
+    tie: float = 0.005
     steps: int = 1
     step_below: float = 0.7
     keep: str = "best"
@@ -242,7 +244,8 @@ def invert_prompts(
     candidates = evaluate(segmenter, fixed, features.values, starts, targets[index], draft=True)
     scores = score(index, candidates)
     everyone = torch.arange(len(targets), device=index.device)
-    first = torch.stack([torch.where(index == k, scores, -1.0).argmax() for k in everyone])
+    own = torch.where(index == everyone[:, None], scores, -1.0)  # [K, N]
+    first = (own > own.amax(1, keepdim=True) - how.tie).int().argmax(1)
     best, best_scores = candidates[first], scores[first]
     if segmenter.spec.drafts:
         best = evaluate(segmenter, fixed, features.values, best.prompts, targets)

@@ -34,7 +34,8 @@ class Sampling:
         count: K, prompts wanted (paper: 4; its Table 4 shows that more is better).
         candidates: boxes tried per stable prompt wanted.
         sizes: range of box sides relative to the image's longest side, drawn log-uniformly.
-        margin: box prompts are this much larger than the region they came from, as in the model's training.
+        margin: the model is asked with boxes this much larger than they are drawn, or than the region they came from:
+            it was trained with boxes somewhat larger than the object, and tight ones make it shrink.
         overlap: two prompts whose regions overlap by more than this (intersection over union) count as one.
         click_sizes: sides of the boxes tried around a click, relative to the image's longest side.
     """
@@ -43,7 +44,7 @@ class Sampling:
     count: int = 16
     candidates: float = 2.0
     sizes: tuple[float, float] = (0.08, 0.5)
-    margin: float = 1.15
+    margin: float = 1.1
     overlap: float = 0.6
     click_sizes: tuple[float, ...] = (0.06, 0.1, 0.16, 0.25, 0.4)
 
@@ -156,7 +157,7 @@ def stable_boxes(
     share = second.flatten(1).float().mean(1)
     # Neither specks (a quarter of the smallest box) nor the background.
     plausible = (share > 0.25 * how.sizes[0] ** len(spacing)) & (share < 0.6)
-    final = boxes_of(second, again, how.margin, embedding.image_shape).coordinates
+    final = boxes_of(second, again, 1.0, embedding.image_shape).coordinates
     kept: list[int] = []
     covered = torch.zeros(prod(image.shape[1:]), device=device)
     flat = second.flatten(1).float()
@@ -189,11 +190,11 @@ def boxes_of(masks: Tensor, fallback: Prompts, margin: float, shape: tuple[int, 
 def promote_clicks(segmenter: Segmenter, embedding: Embedding, clicks: list[GivenPrompt], how: Sampling) -> Prompts:
     """Turn prompts into boxes: each click becomes the most stable region's box among boxes around it.
 
-    A candidate must contain all positive and no negative points. Boxes stay as they are.
+    A candidate must contain all positive and no negative points. Boxes become larger by `how.margin`.
 
     Args:
         segmenter: the model; embedding: of the image that was clicked.
-        clicks: N prompts (boxes among them pass unchanged).
+        clicks: N prompts, boxes among them.
         how: `click_sizes` and `margin` are used.
 
     Returns:
@@ -203,7 +204,7 @@ def promote_clicks(segmenter: Segmenter, embedding: Embedding, clicks: list[Give
     boxes = []
     for click in clicks:
         if click.labels is None:
-            boxes.append(click.points)
+            boxes.append(scaled_boxes(click.points[None], how.margin)[0])
             continue
         inside = click.points[click.labels == 1]
         low, high = inside.amin(0), inside.amax(0)
@@ -218,7 +219,7 @@ def promote_clicks(segmenter: Segmenter, embedding: Embedding, clicks: list[Give
         score = right**4 * sharpness(decoded.logits) * decoded.quality.clamp(0, 1) * _box_agreement(tried, tight).sqrt()
         best = int(score.argmax())
         boxes.append((tight if right[best] == 1 else tried).coordinates[best].cpu())
-    return Prompts(torch.stack(boxes).to(embedding.features.device))
+    return clamp_to_image(Prompts(torch.stack(boxes).to(embedding.features.device)), embedding.image_shape)
 
 
 def _box_agreement(a: Prompts, b: Prompts) -> Tensor:
