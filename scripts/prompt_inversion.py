@@ -59,7 +59,7 @@ class Inversion:
 
     starts: tuple[str, ...] = ("carried", "peak")
     margins: tuple[float, ...] = (1.1, 1.25, 0.85, 1.5)
-    tie: float = 0.005
+    tie: float = 5e-4
     steps: int = 1
     step_below: float = 0.7
     keep: str = "best"
