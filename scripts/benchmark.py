@@ -20,6 +20,7 @@ from typing import Any
 
 import fire
 import torch
+from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 from monai.transforms import KeepLargestConnectedComponent
 from torch import Tensor
@@ -195,6 +196,7 @@ def volumes(
     image: str,
     slices: tuple[int, ...] = (40, 80, 160),
     size: int = 256,
+    output: str = "",
     overlays: list[str] | None = None,
     **overrides: Any,
 ) -> None:
@@ -204,8 +206,10 @@ def volumes(
         image: a volume; it is resampled to `size` x `size` voxels of 1 mm in ever more slices of 1 mm.
         slices: their numbers, from few to many.
         size: voxels along rows and columns.
+        output: PNG or SVG that gets a plot of it.
     """
     inferer, network = configured(overlays, overrides)
+    costs: list[tuple[float, float]] = []
     raw, info = read_image(image, name="image")
     for count in slices:
         volume = F.interpolate(raw[None], (size, size, count), mode="trilinear")[0]
@@ -220,11 +224,18 @@ def volumes(
         total, encodes = perf_counter() - began, result.counts["encodes"]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # grows only: from few slices to many
         encoding = result.seconds["encode both images"]
+        costs.append((total, peak / 1024))
         print(
             f"{size} x {size} x {count}: {total:.0f} s, of which {encoding:.0f} s for {encodes} slices ({unit:.2f} s "
             f"for one alone), ratio {total / encoding:.2f}, {peak:.0f} MB",
             flush=True,
         )
+    if output:
+        figure = Figure(figsize=(7, 3), layout="constrained")
+        for axes, values, name in zip(figure.subplots(1, 2), zip(*costs, strict=True), ("s", "GB"), strict=True):
+            axes.plot(slices, values, "o-")
+            axes.set(xlabel=f"slices of {size} x {size}", ylabel=name, xlim=(0, None), ylim=(0, None))
+        figure.savefig(output, dpi=150)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from .errors import InputError, as_bool
 from .geometry import centroid
 from .prototypes import Features, similarity
 
-
 PLACES = 20_000
 
 
