@@ -220,11 +220,10 @@ def _invert(
     carried = prior.carry_maps(regions)
 
     def rating(index: Tensor, candidates: Inverse) -> Tensor:
-        within = region_weights(fixed, candidates.probability)
         cues = {
             "match": candidates.match,
             "quality": candidates.quality,
-            "separation": above_chance(separation(similarities[index], within)),
+            "separation": above_chance(separation(similarities[index], candidates.weights)),
             "agreement": soft_dice(candidates.regions, carried[index]).sqrt(),  # the prior knows places, sizes less
         }
         return geometric_mean(cues)

@@ -82,7 +82,7 @@ class Inverse:
         prompts: N prompts, voxels of the fixed image.
         probability: `[N, *mask]` over the model input; regions: `[N, *S]` the same on the image.
         quality: `[N]` the model's own estimate in [0, 1].
-        prototype: `[N, C]` of the regions.
+        weights: `[N, *g]` the regions on the feature grid; prototype: `[N, C]` under them.
         match: `[N]` its cosine with the target in [-1, 1].
     """
 
@@ -90,11 +90,12 @@ class Inverse:
     probability: Tensor
     regions: Tensor
     quality: Tensor
+    weights: Tensor
     prototype: Tensor
     match: Tensor
 
     def __getitem__(self, index: Tensor) -> Inverse:
-        own = self.probability, self.regions, self.quality, self.prototype, self.match
+        own = self.probability, self.regions, self.quality, self.weights, self.prototype, self.match
         return Inverse(self.prompts[index], *(values[index] for values in own))
 
     def replaced(self, index: Tensor, new: Inverse) -> Inverse:
@@ -104,6 +105,7 @@ class Inverse:
             self.probability.index_copy(0, index, new.probability),
             self.regions.index_copy(0, index, new.regions),
             self.quality.index_copy(0, index, new.quality),
+            self.weights.index_copy(0, index, new.weights),
             self.prototype.index_copy(0, index, new.prototype),
             self.match.index_copy(0, index, new.match),
         )
@@ -211,9 +213,10 @@ def evaluate(
     """Segment an image at N prompts, or draft it, and compare the regions' prototypes with N targets `[N, C]`."""
     decoded = (segmenter.draft if draft else segmenter.decode)(embedding, prompts)
     probability = decoded.logits.sigmoid()
-    found = prototype(features, region_weights(embedding, probability))
+    weights = region_weights(embedding, probability)
+    found = prototype(features, weights)
     match, quality = F.cosine_similarity(found, targets, dim=1), decoded.quality.clamp(0, 1)
-    return Inverse(prompts, probability, embedding.to_image(probability), quality, found, match)
+    return Inverse(prompts, probability, embedding.to_image(probability), quality, weights, found, match)
 
 
 def invert_prompts(

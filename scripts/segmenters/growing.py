@@ -165,10 +165,14 @@ class Growing:
         return stack @ weights.T
 
 
-def slice_of(embedding: Embedding, at: int) -> Embedding:
-    """One slice of an embedded volume; its voxels are those of the model's input."""
+def slice_of(embedding: Embedding, at: int, read: tuple[int, ...] = (0,)) -> Embedding:
+    """One slice of an embedded volume, with the grids from the first one that is `read` on.
+
+    Its voxels are those of the model's input.
+    """
+    first = min(level % len(embedding.levels) for level in read)
     return Embedding(
-        levels=tuple(level[..., at].float() for level in embedding.levels),
+        levels=tuple(level[..., at].float() for level in embedding.levels[first:]),
         image_shape=embedding.input_size[:2],
         to_model=torch.eye(3, device=embedding.to_model.device),
         valid=embedding.valid[:2],

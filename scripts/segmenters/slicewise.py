@@ -149,7 +149,7 @@ class SliceWiseSegmenter:
         for (at, _), group in together.items():
             labels = [prompt.labels for _, prompt in group if prompt.labels is not None]
             batch = Prompts(torch.cat([p.coordinates for _, p in group]), torch.cat(labels) if labels else None)
-            decoded = self.segmenter.decode(slice_of(embedding, at), batch)
+            decoded = self.segmenter.decode(slice_of(embedding, at, self.segmenter.spec.decoder_levels), batch)
             smaller = decoded.logits
             if max(smaller.shape[1:]) > size:
                 scale = size / max(smaller.shape[1:])
