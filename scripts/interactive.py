@@ -51,7 +51,8 @@ class Session:
         with Clock(inferer.progress) as clock, _ASKING:
             self._prepared = self.pair = inferer.prepare(request, network, clock)
             self._priors = {"moving": self.pair.prior, "fixed": self.pair.prior.reversed(request.moving.shape[1:])}
-            self.pair.features(centre=inferer.method.centre)  # before the first prompt instead of with it
+            for features in self.pair.features(centre=inferer.method.centre).values():
+                _ = features.lengths, features.alike  # before the first prompt instead of with it
         self.seconds = clock.seconds | {"corresponding prompts": 0.0}
         if request.prompts:
             self.counterpart(request.prompts)
