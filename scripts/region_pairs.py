@@ -17,7 +17,7 @@ from .errors import InputError, as_bool
 from .geometry import centroid
 from .prototypes import Features, similarity
 
-PLACES = 20_000
+PLACES = 20_000  # compared in `separation`, at most
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def soft_dice(a: Tensor, b: Tensor) -> Tensor:
 def separation(similarities: Tensor, weights: Tensor) -> Tensor:
     """How well similarity maps pick out regions: chance that a voxel inside is more similar than one outside (AUC).
 
-    Of a volume's grid every so manieth voxel is looked at: some `PLACES` tell as much as all.
+    Of a volume's grid `PLACES` voxels tell as much as all.
 
     Args:
         similarities: `[N, *g]`.
@@ -67,8 +67,10 @@ def separation(similarities: Tensor, weights: Tensor) -> Tensor:
     Returns:
         `[N]` in [0, 1]; 0.5 is chance.
     """
-    every = max(1, similarities[0].numel() // PLACES)
-    values, inside = similarities.flatten(1)[:, ::every], weights.flatten(1)[:, ::every]
+    values, inside = similarities.flatten(1), weights.flatten(1)
+    if values.shape[1] > PLACES:  # at random: regular steps would see few of a volume's slices
+        some = torch.randint(values.shape[1], (PLACES,), generator=torch.Generator().manual_seed(0)).to(values.device)
+        values, inside = values[:, some], inside[:, some]
     order = values.argsort(1)
     inside = inside.gather(1, order)
     outside = 1 - inside

@@ -89,6 +89,15 @@ def test_a_model_that_knows_only_clicks_is_asked_with_clicks() -> None:
         inferer(sampling=Sampling(how="stable")).register(replace(request, prompts=None), model)
 
 
+def test_boxes_are_asked_a_little_larger_and_returned_as_drawn() -> None:
+    model, image = DiscSegmenter(), scene((64, 64), (30.0, 34.0), 12.0)
+    box = [GivenPrompt("1", torch.tensor([[18.0, 22.0], [42.0, 46.0]]), None)]
+    asked = understood(model, model.encode([image])[0], box, Sampling(margin=1.25))
+    assert torch.allclose(asked.coordinates, torch.tensor([[[15.0, 19.0], [45.0, 49.0]]]))
+    request = PairRequest(image, image.roll(2, 1), info((1.0, 1.0)), info((1.0, 1.0)), box)
+    assert torch.equal(inferer().register(request, model).pairs.moving_prompts.coordinates[0], box[0].points)
+
+
 def test_centres_are_put_together() -> None:
     fixed, moving = scene((64, 64), (31.5, 31.5), 12.0), scene((96, 80), (47.5, 39.5), 12.0)
     request = PairRequest(fixed, moving, info((1.0, 1.0)), info((1.0, 1.0)))

@@ -15,6 +15,7 @@ from scripts.prompts import GivenPrompt, Prompts
 from scripts.prototypes import Features
 from scripts.region_pairs import (
     Trust,
+    above_chance,
     backward_consistency,
     confidence,
     consensus_weights,
@@ -41,6 +42,15 @@ def test_separation_counts_pairs() -> None:
     assert torch.allclose(separation(values, inside.float()), torch.stack(brute), atol=1e-5)
     assert torch.allclose(separation(inside.float() + 0.1 * values.sigmoid(), inside.float()), torch.ones(2))
     assert separation(values, torch.full((2, 6, 7), 0.5)).sub(0.5).abs().max() < 1e-5
+
+
+def test_separation_of_a_large_grid_looks_at_some_places() -> None:
+    region = disc((300, 301), (150.0, 150.0), 60.0)[None]
+    generator = torch.Generator().manual_seed(0)
+    similarities = region + 0.5 * torch.randn(region.shape, generator=generator)
+    exact = separation(similarities[:, ::2, ::2], region[:, ::2, ::2])  # few enough to be looked at all
+    assert torch.allclose(separation(similarities, region), exact, atol=0.01)
+    assert above_chance(torch.tensor([0.2, 0.5, 0.75, 1.0])).tolist() == [0.0, 0.0, 0.5, 1.0]
 
 
 def test_backward_consistency_is_one_for_its_own_prototype_and_zero_for_the_opposite() -> None:
