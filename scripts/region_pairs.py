@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from scipy.interpolate import RBFInterpolator
 from torch import Tensor
+from torch.nn import functional as F
 
 from .errors import InputError, as_bool
 from .geometry import centroid
 from .prototypes import Features, similarity
 
-PLACES = 20_000  # compared in `separation`, at most
+PLACES = 20_000  # outside of a region, in `separation`
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def soft_dice(a: Tensor, b: Tensor) -> Tensor:
 def separation(similarities: Tensor, weights: Tensor) -> Tensor:
     """How well similarity maps pick out regions: chance that a voxel inside is more similar than one outside (AUC).
 
-    Of a volume's grid `PLACES` voxels tell as much as all.
+    Of what lies outside in a volume, `PLACES` voxels tell as much as all.
 
     Args:
         similarities: `[N, *g]`.
@@ -68,12 +69,14 @@ def separation(similarities: Tensor, weights: Tensor) -> Tensor:
         `[N]` in [0, 1]; 0.5 is chance.
     """
     values, inside = similarities.flatten(1), weights.flatten(1)
-    if values.shape[1] > PLACES:  # at random: regular steps would see few of a volume's slices
-        some = torch.randint(values.shape[1], (PLACES,), generator=torch.Generator().manual_seed(0)).to(values.device)
-        values, inside = values[:, some], inside[:, some]
-    order = values.argsort(1)
-    inside = inside.gather(1, order)
     outside = 1 - inside
+    if values.shape[1] > PLACES:
+        some = torch.randint(values.shape[1], (PLACES,), generator=torch.Generator().manual_seed(0)).to(values.device)
+        seen = (inside > 0.01).any(0).nonzero()[:, 0]  # all of these: a region may be small
+        values = torch.cat([values[:, some], values[:, seen]], dim=1)
+        inside, outside = F.pad(inside[:, seen], (PLACES, 0)), F.pad(outside[:, some], (0, len(seen)))
+    order = values.argsort(1)
+    inside, outside = inside.gather(1, order), outside.gather(1, order)
     below = outside.cumsum(1) - 0.5 * outside
     return (inside * below).sum(1) / (inside.sum(1) * outside.sum(1)).clamp(min=1e-6)
 
