@@ -15,7 +15,7 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from .errors import InputError
-from .geometry import bounding_box, sample
+from .geometry import bounding_box
 from .prompt_inversion import clamp_to_image, scaled_boxes
 from .prompts import GivenPrompt, Prompts
 from .segmenters.embedding import Embedding
@@ -77,7 +77,8 @@ def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
 
 def sharpness(logits: Tensor, offset: float = 1.0) -> Tensor:
     """SAM's stability score: IoU of the masks at logit thresholds +offset and -offset, `[N, *mask]` -> `[N]`."""
-    return intersection_over_union(logits > offset, logits > -offset)
+    smaller, larger = ((logits > at).flatten(1).sum(1) for at in (offset, -offset))  # one inside the other
+    return smaller / larger.clamp(min=1)
 
 
 def _draw(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -214,7 +215,9 @@ def promote_clicks(segmenter: Segmenter, embedding: Embedding, clicks: list[Give
         decoded = segmenter.decode(embedding, tried)
         masks = embedding.to_image(decoded.logits) > 0
         tight = boxes_of(masks, tried, how.margin, embedding.image_shape)
-        hits = sample(masks.float(), click.points.T.to(masks.device), mode="nearest", padding="border").cpu() > 0.5
+        last = torch.tensor(masks.shape[1:]) - 1
+        voxels = torch.minimum(click.points.round().long().clamp(min=0), last)
+        hits = masks[(slice(None), *voxels.T.to(masks.device))].cpu()
         right = (hits == (click.labels == 1)).float().mean(1).to(masks.device)
         score = right**4 * sharpness(decoded.logits) * decoded.quality.clamp(0, 1) * _box_agreement(tried, tight).sqrt()
         best = int(score.argmax())
