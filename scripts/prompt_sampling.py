@@ -107,7 +107,7 @@ def sample_prompts(
     generator: torch.Generator,
     label: Tensor | None = None,
 ) -> list[GivenPrompt]:
-    """Prompts on an image.
+    """Prompts on an image; boxes are tight around their regions (see `Sampling.margin`).
 
     Args:
         segmenter: the model (used by "stable" only); embedding: of the image.

@@ -33,7 +33,7 @@ from ..correspondence import Fit, fit_transformation
 from ..errors import InputError, as_bool
 from ..geometry import identity_points, transform_points
 from ..objectives import Objective
-from ..prompt_inversion import clamp_to_image
+from ..prompt_inversion import clamp_to_image, scaled_boxes
 from ..prompt_sampling import Sampling, boxes_of, sample_prompts, sharpness
 from ..prompts import Prompts, batched
 from ..prototypes import centred_features, prototype, region_weights
@@ -238,4 +238,7 @@ class SAMReg:
             boxes = clamp_to_image(boxes, embedding.image_shape)
             first = embedding.to_image(self.network.decode(embedding, boxes).logits) > 0
             prompts = boxes_of(first, boxes, self.sampling.margin, embedding.image_shape)
+        elif prompts.kind == "box":  # sampled tight
+            larger = scaled_boxes(prompts.coordinates, self.sampling.margin)
+            prompts = clamp_to_image(prompts.at(larger), embedding.image_shape)
         return self.network.decode(embedding, prompts)

@@ -165,7 +165,7 @@ class Growing:
         return stack @ weights.T
 
 
-def slice_of(embedding: Embedding, at: int, read: tuple[int, ...] = (0,)) -> Embedding:
+def slice_of(embedding: Embedding, at: int, read: tuple[int, ...]) -> Embedding:
     """One slice of an embedded volume, with the grids from the first one that is `read` on.
 
     Its voxels are those of the model's input.

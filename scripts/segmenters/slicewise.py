@@ -146,10 +146,11 @@ class SliceWiseSegmenter:
             key = (at, (*prompt.coordinates.shape[1:], prompt.labels is None))
             together.setdefault(key, []).append((region, prompt))
         size = min(self.how.masks, max(embedding.input_size[:2]))
+        read = self.segmenter.spec.decoder_levels
         for (at, _), group in together.items():
             labels = [prompt.labels for _, prompt in group if prompt.labels is not None]
             batch = Prompts(torch.cat([p.coordinates for _, p in group]), torch.cat(labels) if labels else None)
-            decoded = self.segmenter.decode(slice_of(embedding, at, self.segmenter.spec.decoder_levels), batch)
+            decoded = self.segmenter.decode(slice_of(embedding, at, read), batch)
             smaller = decoded.logits
             if max(smaller.shape[1:]) > size:
                 scale = size / max(smaller.shape[1:])
@@ -172,7 +173,8 @@ class SliceWiseSegmenter:
         for n in range(len(prompts)):
             region = Growing(asked[[n]], embedding.input_size[2], self.how.asked)
             flat = Prompts(asked.coordinates[[n], :, :2], None if asked.labels is None else asked.labels[[n]])
-            _, slope = self.segmenter.decode_jacobian(slice_of(embedding, region.centre), flat)
+            seen = slice_of(embedding, region.centre, self.segmenter.spec.decoder_levels)
+            _, slope = self.segmenter.decode_jacobian(seen, flat)
             slope = resize_by_area(slope[0], decoded.logits.shape[1:3]).reshape(-1, 2, *decoded.logits.shape[1:3])
             if prompts.labels is None:  # a corner of the box is first or last on the image's axis, not the model's
                 moved = prompts.transformed(embedding.to_model).coordinates[n]
