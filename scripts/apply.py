@@ -21,11 +21,12 @@ from .datalist import read_landmarks
 from .errors import InputError
 from .fields import between, read_field
 from .geometry import identity_points, transform_points
+from .image_files import output_suffix, write_image
 from .images import read_labels, read_values
-from .outputs import check_writable, output_suffix, write_image
 from .readers import PICTURES, VOLUMES
 from .registration import ImageInfo
 from .sides import Grid, check_same, needed, placed, read_grid
+from .staging import check_writable
 
 logger = logging.getLogger(__name__)
 NAMED = 8  # rows of points named in a message

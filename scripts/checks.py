@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .errors import InputError
-from .outputs import check_writable
+from .staging import check_writable
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -1,7 +1,7 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """Dense correspondence (Sec. 2): fit one transformation to many region pairs.
 
-    min_T  sum_t w_t L_t(fixed, moving o T)  +  lambda * bending energy of T
+    min_T  sum_t w_t L_t(fixed, moving o T)  +  lambda * bending energy of T  +  mu * membrane energy of T
 
 coarse to fine, by Adam. The terms L_t are in `objectives`, the kinds of T in `transformations`.
 """
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, as_bool
+from .free_form import BSpline, Dense
 from .geometry import identity_points, transform_points
-from .objectives import Objective, bending_energy
+from .grid import Grid
+from .kinds import build
+from .objectives import Objective, bending_energy, membrane_energy
 from .scene import Scene
-from .transformations import Affine, BSpline, Composite, Dense, Grid, Linear, Transformation, build
+from .transformations import Affine, Composite, Linear, Transformation
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,8 @@ class Fit:
     Attributes:
         kind: "rigid", "affine", "bspline", "dense" or "svf".
         levels: coarse to fine. Global kinds use the levels' size and steps only.
-        smoothness: weight of the bending energy, in units of the longest side.
+        smoothness: lambda, in units of the longest side.
+        stiffness: mu, likewise; it holds the affine back as well, where little else does.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
         voxels: of a sampling grid at most; bounds time and memory in volumes.
@@ -60,6 +64,7 @@ class Fit:
     kind: str = "svf"
     levels: list[Level] = field(default_factory=list)
     smoothness: float = 1e-4
+    stiffness: float = 0.0
     step: float = 0.02
     affine_first: bool = True
     voxels: int = 270_000
@@ -187,6 +192,8 @@ def _fit_level(
                 total = (total + back(points + transformation.inverse(grid) * scale)) / 2
             if level.controls:
                 total = total + fit.smoothness * bending_energy(ddf, per_unit)
+            if fit.stiffness:
+                total = total + fit.stiffness * membrane_energy(ddf, per_unit)
             total.backward()
             optimiser.step()
             schedule.step()

@@ -21,9 +21,10 @@ from skimage import data
 from torch import Tensor
 
 from .errors import one_line_errors
+from .free_form import StationaryVelocity
 from .geometry import resize_by_area, warp
+from .grid import Grid
 from .registration import Registration
-from .transformations import Grid, StationaryVelocity
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -23,8 +23,8 @@ from .datalist import PairEntry, read_datalists
 from .errors import InputError
 from .evaluation_page import write_page
 from .methods.protocol import RegistrationMethod
-from .outputs import plain, write_json
 from .plots import write_plot
+from .records import plain, write_json
 from .summary import Experiment, summarise
 from .tables import write_tables
 

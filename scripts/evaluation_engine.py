@@ -27,12 +27,15 @@ from .errors import as_bool, reason
 from .evaluation import Evaluation
 from .fields import write_field
 from .geometry import displace_points, identity_points, sample, transform_points, warp
+from .image_files import output_suffix, write_image
 from .methods.protocol import Mapped
-from .outputs import output_suffix, staging_folder, write_image, write_json, write_outputs
+from .outputs import write_outputs
 from .overview import write_overview
+from .records import write_json
 from .report import write_report
 from .request import PairRequest
 from .scores import Truth, carried_label, read_truth, scores
+from .staging import staging_folder
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from .correspondence import level_points
 from .geometry import identity_points, transform_points
+from .grid import Grid
 from .scene import Pyramid
 from .structure import oriented_gradients, shown
-from .transformations import Grid
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .correspond import Method, correspond, pair_up
 from .correspondence import Fit, fit_transformation
 from .errors import InputError, as_bool
 from .geometry import folding_percent, warp
+from .grid import Grid
 from .objectives import Objective
 from .prealignment import CHOICES, prealign
 from .prepared import PreparedPair
@@ -37,7 +38,7 @@ from .segmenters.metered import Metered
 from .segmenters.protocol import Segmenter
 from .segmenters.slices import normal_axis
 from .segmenters.slicewise import SliceWiseSegmenter
-from .transformations import Grid, Transformation
+from .transformations import Transformation
 
 
 class PromptRegInferer(Inferer):

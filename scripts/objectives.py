@@ -72,21 +72,32 @@ class Objective:
         return total
 
 
-def bending_energy(ddf: Tensor, voxels_per_unit: Tensor) -> Tensor:
-    """Mean squared second derivatives of a displacement in units of the longest side; scale-free.
+def _slopes(maps: Tensor, voxels_per_unit: Tensor) -> list[Tensor]:
+    """Differences of maps `[D, *S]` along every axis, per unit of the longest side."""
+    return [torch.diff(maps, dim=axis + 1) * float(per_unit) for axis, per_unit in enumerate(voxels_per_unit.flatten())]
+
+
+def _mean_square(slopes: list[Tensor]) -> Tensor:
+    # A volume of two slices has no second difference across them.
+    return torch.stack([slope.square().sum(0).mean() for slope in slopes if slope.numel()]).sum()
+
+
+def membrane_energy(ddf: Tensor, voxels_per_unit: Tensor) -> Tensor:
+    """Mean squared first derivatives of a displacement: 0 for a shift alone.
 
     Args:
         ddf: `[D, *S]` voxels.
-        voxels_per_unit: `[D, 1, ...]`. (MONAI's BendingEnergyLoss assumes cubic voxels; volumes often are not.)
+        voxels_per_unit: `[D, 1, ...]` voxels in the longest side. (MONAI's DiffusionLoss and BendingEnergyLoss assume
+            cubic voxels; volumes often are not.)
     """
-    dims = ddf.shape[0]
-    spacing = [1.0 / float(v) for v in voxels_per_unit.flatten()]
-    u = ddf / voxels_per_unit
-    first = [torch.diff(u, dim=d + 1) / spacing[d] for d in range(dims)]
-    energy = u.new_zeros(())
-    for a in range(dims):
-        for b in range(dims):
-            second = torch.diff(first[a], dim=b + 1) / spacing[b]
-            if second.numel():  # a volume of two slices has no second difference across them
-                energy = energy + second.square().sum(0).mean()
-    return energy
+    return _mean_square(_slopes(ddf / voxels_per_unit, voxels_per_unit))
+
+
+def bending_energy(ddf: Tensor, voxels_per_unit: Tensor) -> Tensor:
+    """Mean squared second derivatives of a displacement in units of the longest side: 0 for an affine map.
+
+    Args:
+        ddf, voxels_per_unit: see `membrane_energy`.
+    """
+    first = _slopes(ddf / voxels_per_unit, voxels_per_unit)
+    return _mean_square([second for slope in first for second in _slopes(slope, voxels_per_unit)])

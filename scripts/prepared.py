@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .grid import Grid
 from .prior import Prior
 from .prototypes import Features
 from .request import PairRequest
@@ -15,7 +16,7 @@ from .scene import Scene
 from .segmenters.embedding import Embedding
 from .segmenters.metered import Metered
 from .segmenters.protocol import Segmenter
-from .transformations import Grid, Transformation
+from .transformations import Transformation
 
 
 @dataclass(frozen=True)

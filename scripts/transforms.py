@@ -21,8 +21,8 @@ from .confine import image_in
 from .errors import InputError
 from .images import frame_option, read_image, read_label
 from .memory import check_memory
-from .outputs import plain, prompts_record
 from .prompts import GivenPrompt, given_prompts, read_given
+from .records import plain, prompts_record
 from .registration import ImageInfo
 from .request import PairRequest
 

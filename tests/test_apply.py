@@ -23,8 +23,8 @@ from scripts.carry import PairMap
 from scripts.errors import InputError
 from scripts.fields import between, read_field, write_field
 from scripts.geometry import identity_points, transform_points, warp
+from scripts.image_files import write_image
 from scripts.images import read_image, read_labels
-from scripts.outputs import write_image
 from scripts.registration import ImageInfo
 
 ROOT = Path(__file__).resolve().parents[1]

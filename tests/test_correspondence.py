@@ -14,11 +14,12 @@ from toy import disc
 from scripts.correspondence import Fit, Level, fit_transformation, start
 from scripts.errors import InputError
 from scripts.geometry import compose, folding_percent, identity_matrix, identity_points, warp
+from scripts.grid import Grid
 from scripts.intensity_terms import LnccTerm, MutualInformationTerm
-from scripts.objectives import Objective, bending_energy
+from scripts.objectives import Objective, bending_energy, membrane_energy
 from scripts.scene import Scene, View
 from scripts.segmenters.embedding import Embedding
-from scripts.transformations import Grid, Transformation
+from scripts.transformations import Transformation
 
 SHAPE = (72, 64)
 GRID = Grid(SHAPE, (1.0, 1.0))
@@ -231,6 +232,32 @@ def test_mutual_information_prefers_alignment_whatever_the_contrast() -> None:
     loss = MutualInformationTerm().prepare(scene, identity_points(SHAPE))
     aligned, shifted = loss(identity_points(SHAPE)), loss(identity_points(SHAPE) + 4.0)
     assert aligned < shifted
+
+
+def test_energies_of_a_shift_and_of_a_stretch() -> None:
+    """A shift costs nothing, a stretch by a tenth its square, and bending neither, whatever the voxels' shape."""
+    shift = torch.tensor([3.0, -2.0])[:, None, None].expand(2, 20, 10)
+    stretch = torch.stack([0.1 * identity_points((20, 10))[0], torch.zeros(20, 10)])
+    per_unit = Grid((20, 10), (1.0, 2.0)).voxels_per_unit(torch.device("cpu"))
+    assert float(membrane_energy(shift, per_unit)) == 0
+    assert float(membrane_energy(stretch, per_unit)) == pytest.approx(0.01, rel=1e-4)
+    assert float(bending_energy(stretch, per_unit)) == pytest.approx(0, abs=1e-8)
+
+
+def test_stiffness_holds_back_what_one_region_asks_for() -> None:
+    """One disc that has moved and grown: its place is followed either way, its growth less by a stiff map."""
+    moving, fixed = disc(SHAPE, (30.0, 28.0), 6.0)[None], disc(SHAPE, (36.0, 34.0), 9.0)[None]
+    image = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    scene = Scene(View(image, embedding(SHAPE), fixed), View(image, embedding(SHAPE), moving), torch.ones(1))
+    only = Objective([{"term": "roi"}])
+    strains, errors = [], []
+    for stiffness in (0.0, 10.0):
+        fit = Fit(kind="affine", levels=[Level(64, 0, 120)], stiffness=stiffness)
+        ddf = fit_transformation(scene, GRID, identity_matrix(2), only, fit)(GRID)
+        strains.append(float(membrane_energy(ddf, GRID.voxels_per_unit(ddf.device))))
+        errors.append(float((ddf[:, 36, 34] + 6).abs().max()))
+    assert strains[1] < 0.25 * strains[0]
+    assert max(errors) < 1.5
 
 
 def test_bending_of_a_slab_of_two_slices_is_finite() -> None:

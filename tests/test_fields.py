@@ -15,8 +15,8 @@ from torch import Tensor
 
 from scripts.fields import displacement_mm, physical_from_voxel, write_field
 from scripts.geometry import identity_points, transform_points, warp
+from scripts.image_files import write_image
 from scripts.images import read_image
-from scripts.outputs import write_image
 from scripts.readers import lps_flip
 from scripts.registration import ImageInfo
 

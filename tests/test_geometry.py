@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scripts.free_form import spline_basis
 from scripts.geometry import (
     apply_along_axes,
     bounding_box,
@@ -24,7 +25,6 @@ from scripts.geometry import (
     transform_points,
     warp,
 )
-from scripts.transformations import spline_basis
 
 SHAPES = [(40, 48), (20, 24, 28)]
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from scripts.errors import InputError
+from scripts.image_files import output_suffix, write_image
 from scripts.images import read_image, read_label
-from scripts.outputs import output_suffix, write_image
 
 RANDOM = np.random.default_rng(0)
 # Rotated in plane, anisotropic, shifted; RAS.

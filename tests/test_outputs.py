@@ -12,9 +12,10 @@ import torch
 
 from scripts.errors import InputError
 from scripts.images import read_image, read_label
-from scripts.outputs import check_writable, region_map, write_outputs
+from scripts.outputs import region_map, write_outputs
 from scripts.prompts import Prompts
 from scripts.registration import ImageInfo, RegionPairs, Registration
+from scripts.staging import check_writable
 
 FIXED, MOVING = (10, 12), (14, 9)
 COMPLETE = {"moved", "ddf.nii.gz", "regions_moving", "regions_fixed", "prompts.json", "run.json"}

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from scripts.errors import InputError
+from scripts.image_files import write_image
 from scripts.images import read_image, read_label
 from scripts.memory import check_memory, memory_bytes, needed_bytes
-from scripts.outputs import write_image
 from scripts.transforms import ReadPaird
 
 RANDOM = np.random.default_rng(0)

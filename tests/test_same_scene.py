@@ -15,11 +15,11 @@ from toy import DiscSegmenter
 from scripts.correspondence import Fit, Level
 from scripts.geometry import identity_points, resize_by_area, sample, transform_points
 from scripts.global_search import GlobalSearch, search_starts
+from scripts.grid import Grid
 from scripts.objectives import Objective
 from scripts.same_scene import SameScene
 from scripts.scene import Scene, View
 from scripts.structure import oriented_gradients, shown, standing_view
-from scripts.transformations import Grid
 
 SIZE = 160
 

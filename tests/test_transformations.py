@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from scripts.errors import InputError
+from scripts.free_form import spline_basis
 from scripts.geometry import compose, folding_percent, identity_points, jacobian_determinant
-from scripts.transformations import Affine, Composite, Grid, Transformation, build, spline_basis
+from scripts.grid import Grid
+from scripts.kinds import build
+from scripts.transformations import Affine, Composite, Transformation
 
 KINDS = ["rigid", "affine", "bspline", "dense", "svf", "composite"]
 FREE = ["bspline", "dense", "svf"]

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from ..correspondence import Fit, fit_transformation
 from ..errors import InputError, as_bool
 from ..geometry import identity_points, transform_points
+from ..grid import Grid
 from ..objectives import Objective
 from ..prompt_inversion import clamp_to_image, scaled_boxes
 from ..prompt_sampling import Sampling, boxes_of, sample_prompts, sharpness
@@ -41,7 +42,6 @@ from ..request import PairRequest
 from ..scene import Scene, View
 from ..segmenters.embedding import Embedding
 from ..segmenters.protocol import Decoded, Segmenter
-from ..transformations import Grid
 from .protocol import Mapped
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..fields import write_field
-from ..outputs import output_suffix, prompts_record, region_map, write_image
+from ..image_files import output_suffix, write_image
+from ..outputs import region_map
 from ..readers import lps_flip
+from ..records import prompts_record
 from ..registration import ImageInfo, RegionPairs, Registration
 from ..request import PairRequest
 

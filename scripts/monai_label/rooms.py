@@ -19,8 +19,8 @@ from ..asked import SIDES
 from ..confine import PLAIN
 from ..errors import InputError, as_bool
 from ..interactive import Session
-from ..outputs import plain, prompts_record
 from ..prompts import given_prompts, read_given
+from ..records import plain, prompts_record
 from ..registration import Registration
 from ..request import PairRequest
 from ..transforms import ReadPaird, clicked
