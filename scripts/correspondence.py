@@ -51,8 +51,9 @@ class Fit:
     Attributes:
         kind: "rigid", "affine", "bspline", "dense" or "svf".
         levels: coarse to fine. Global kinds use the levels' size and steps only.
-        smoothness: lambda, in units of the longest side.
-        stiffness: mu, likewise; it holds the affine back as well, where little else does.
+        smoothness: lambda, weight of the bending energy with lengths measured in a level's control intervals: a bend
+            that its grid can just express costs the same at every level.
+        stiffness: mu; it holds the affine back as well, where little else does.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
         voxels: of a sampling grid at most; bounds time and memory in volumes.
@@ -63,7 +64,7 @@ class Fit:
 
     kind: str = "svf"
     levels: list[Level] = field(default_factory=list)
-    smoothness: float = 1e-4
+    smoothness: float = 1e-2
     stiffness: float = 0.0
     step: float = 0.02
     affine_first: bool = True
@@ -191,7 +192,7 @@ def _fit_level(
             if back is not None:
                 total = (total + back(points + transformation.inverse(grid) * scale)) / 2
             if level.controls:
-                total = total + fit.smoothness * bending_energy(ddf, per_unit)
+                total = total + fit.smoothness / level.controls**2 * bending_energy(ddf, per_unit)
             if fit.stiffness:
                 total = total + fit.stiffness * membrane_energy(ddf, per_unit)
             total.backward()

@@ -83,7 +83,7 @@ def _mean_square(slopes: list[Tensor]) -> Tensor:
 
 
 def membrane_energy(ddf: Tensor, voxels_per_unit: Tensor) -> Tensor:
-    """Mean squared first derivatives of a displacement: 0 for a shift alone.
+    """Mean squared first derivatives of a displacement: 0 for a shift alone, the same in any unit.
 
     Args:
         ddf: `[D, *S]` voxels.
@@ -95,6 +95,8 @@ def membrane_energy(ddf: Tensor, voxels_per_unit: Tensor) -> Tensor:
 
 def bending_energy(ddf: Tensor, voxels_per_unit: Tensor) -> Tensor:
     """Mean squared second derivatives of a displacement in units of the longest side: 0 for an affine map.
+
+    In units of another length h it is h^2 times as large.
 
     Args:
         ddf, voxels_per_unit: see `membrane_energy`.

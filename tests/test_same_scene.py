@@ -94,7 +94,7 @@ def hypothesis() -> SameScene:
         align=Objective(terms),
         align_fit=Fit(kind="affine", levels=[Level(128, 0, 30), Level(160, 0, 20)]),
         objective=Objective([*terms, {"term": "lncc"}]),
-        fit=Fit(smoothness=0.1, step=0.005, levels=[Level(160, 8, 20)]),
+        fit=Fit(smoothness=6.0, step=0.005, levels=[Level(160, 8, 20)]),
     )
 
 

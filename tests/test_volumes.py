@@ -43,7 +43,6 @@ def test_the_command_registers_volumes(volumes: dict[str, str], tmp_path: Path) 
         "sampling::count": 6,  # three regions of eight slices leave the third axis to chance
         "prior_fit::levels": [{"size": 32, "controls": 0, "steps": 40}],
         "fit::levels": [{"size": 41, "controls": 4, "steps": 30}, {"size": 41, "controls": 16, "steps": 60}],
-        "fit::smoothness": 1e-4,  # a planted shift, in eight slices
     }
     done = monai_bundle("run", tmp_path, config_file=CONFIG, output_dir="out", **volumes, **fast)
     assert done.returncode == 0, done.stderr
