@@ -8,7 +8,6 @@ prompts whose region is stable: the box around the region gives the same region 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from skimage.filters import threshold_otsu
@@ -71,8 +70,13 @@ def foreground(image: Tensor) -> Tensor:
 
 def intersection_over_union(a: Tensor, b: Tensor) -> Tensor:
     """IoU of paired boolean masks `[N, *S]`: `[N]`."""
-    a, b = a.flatten(1), b.flatten(1)
-    return (a & b).sum(1) / (a | b).sum(1).clamp(min=1)
+
+    def one(x: Tensor, y: Tensor) -> Tensor:
+        x, y = x.flatten().float(), y.flatten().float()  # floats add up far faster than truth values
+        common = x @ y
+        return common / (x.sum() + y.sum() - common).clamp(min=1)
+
+    return torch.stack([one(x, y) for x, y in zip(a, b, strict=True)])  # one by one: masks of volumes are large
 
 
 def sharpness(logits: Tensor, offset: float = 1.0) -> Tensor:
@@ -155,22 +159,24 @@ def stable_boxes(
     second = embedding.to_image(decoded.logits) > 0
     stability = intersection_over_union(first, second) * sharpness(decoded.logits) * decoded.quality.clamp(0, 1)
 
-    share = second.flatten(1).float().mean(1)
+    flat = second.flatten(1).float()
+    areas = flat.sum(1)
+    share = areas / flat.shape[1]
     # Neither specks (a quarter of the smallest box) nor the background.
     plausible = (share > 0.25 * how.sizes[0] ** len(spacing)) & (share < 0.6)
     final = boxes_of(second, again, 1.0, embedding.image_shape).coordinates
     kept: list[int] = []
-    covered = torch.zeros(prod(image.shape[1:]), device=device)
-    flat = second.flatten(1).float()
-    remaining = [int(k) for k in plausible.nonzero().flatten()]
-    while remaining and len(kept) < how.count:
+    covered = torch.zeros_like(flat[0])
+    remaining = plausible.nonzero().flatten()
+    while len(remaining) and len(kept) < how.count:
         # What a region adds to the cover counts beside its stability, so prompts spread over the image.
-        gain = {k: float(stability[k]) * float((flat[k] / (1 + covered)).sum() / flat[k].sum()) for k in remaining}
-        best = max(gain, key=gain.__getitem__)
-        kept.append(best)
+        gain = (stability * (flat @ (1 / (1 + covered))) / areas)[remaining]
+        best = remaining[gain.argmax()]
+        kept.append(int(best))
         covered += flat[best]
-        same = intersection_over_union(second[remaining], second[best].expand(len(remaining), *second.shape[1:]))
-        remaining = [k for k, iou in zip(remaining, same.tolist(), strict=True) if iou < how.overlap]
+        common = (flat @ flat[best])[remaining]
+        same = common / (areas[remaining] + areas[best] - common)
+        remaining = remaining[same < how.overlap]
     if not kept:
         raise InputError(
             "sampling: no stable region found on the moving image; give prompts, or set sampling#how to 'grid'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class Scene:
     moving: View
     confidence: Tensor = field(default_factory=lambda: torch.zeros(0))
     to_moving: Tensor | None = None
-    known: dict[str, list[Tensor]] = field(default_factory=dict, compare=False)
+    known: dict[str, list[Any]] = field(default_factory=dict, compare=False)
 
     def coverage(self, points: Tensor) -> Callable[[Tensor], Tensor]:
         """Which places count: inside the moving image, and where both images show something.

@@ -13,7 +13,8 @@ from toy import disc
 
 from scripts.correspondence import Fit, Level, fit_transformation, start
 from scripts.errors import InputError
-from scripts.geometry import compose, folding_percent, identity_matrix, identity_points, warp
+from scripts.feature_term import Lookup
+from scripts.geometry import compose, folding_percent, identity_matrix, identity_points, sample, warp
 from scripts.grid import Grid
 from scripts.intensity_terms import LnccTerm, MutualInformationTerm
 from scripts.objectives import Objective, bending_energy, membrane_energy
@@ -223,6 +224,20 @@ def test_a_kind_that_cannot_continue_says_so(caplog: pytest.LogCaptureFixture) -
     after = start(Fit(kind="rigid", levels=[Level(32, 0, 1)]), GRID, torch.device("cpu"), some_prior("svf"))
     assert after(GRID).abs().max() < 1e-4
     assert "starts at the identity" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (5, 6, 4), (5, 6, 1)])
+def test_lookup_is_interpolation(shape: tuple[int, ...]) -> None:
+    """Values and derivatives are those of `grid_sample`, beyond the border and on single slices as well."""
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.randn(3, *shape, generator=generator)
+    size = torch.tensor(shape, dtype=torch.float32)
+    points = (torch.rand(len(shape), 50, generator=generator).T * (size + 2) - 1).T.requires_grad_()
+    weights = torch.randn(50, 3, generator=generator)
+    expected, found = sample(grid, points, padding="border").T, Lookup(grid)(points)
+    assert torch.allclose(found, expected, atol=1e-5)
+    slopes = [torch.autograd.grad((values * weights).sum(), points)[0] for values in (expected, found)]
+    assert torch.allclose(*slopes, atol=1e-4)
 
 
 def test_mutual_information_prefers_alignment_whatever_the_contrast() -> None:
