@@ -51,8 +51,8 @@ class Fit:
     Attributes:
         kind: "rigid", "affine", "bspline", "dense" or "svf".
         levels: coarse to fine. Global kinds use the levels' size and steps only.
-        smoothness: lambda, weight of the bending energy with lengths measured in a level's control intervals: a bend
-            that its grid can just express costs the same at every level.
+        smoothness: lambda, weight of the bending energy with lengths measured in the finest level's control intervals:
+            bends that its grid can just express cost the same in any fit.
         stiffness: mu; it holds the affine back as well, where little else does.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
@@ -150,14 +150,19 @@ def fit_transformation(
     device = scene.fixed.image.device
     scene = replace(scene, to_moving=to_moving)
     transformation = start(fit, fixed, device, initial)
-    for number, level in enumerate(fit.levels):
-        finest = max(fixed.coarsened(level.size, fit.voxels).shape) / 1.5
-        if number and level.controls > finest and not isinstance(transformation, Linear):
-            continue
+    levels = fit.levels if isinstance(transformation, Linear) else _resolved(fit, fixed)
+    bending = fit.smoothness / max([1, *(level.controls for level in levels)]) ** 2
+    for level in levels:
         if level.controls:
             transformation = transformation.refined(level.controls)
-        _fit_level(transformation, level, scene, fixed, to_moving, objective, fit)
+        _fit_level(transformation, level, scene, fixed, to_moving, objective, fit, bending)
     return transformation.requires_grad_(False)
+
+
+def _resolved(fit: Fit, fixed: Grid) -> list[Level]:
+    """The first level and those whose control intervals hold 1.5 voxels at least."""
+    finest = [max(fixed.coarsened(level.size, fit.voxels).shape) / 1.5 for level in fit.levels]
+    return [level for n, level in enumerate(fit.levels) if n == 0 or level.controls <= finest[n]]
 
 
 def _fit_level(
@@ -168,6 +173,7 @@ def _fit_level(
     to_moving: Tensor,
     objective: Objective,
     fit: Fit,
+    bending: float,
 ) -> None:
     grid = fixed.coarsened(level.size, fit.voxels)
     points = level_points(grid, fixed, scene.fixed.image.device)
@@ -192,7 +198,7 @@ def _fit_level(
             if back is not None:
                 total = (total + back(points + transformation.inverse(grid) * scale)) / 2
             if level.controls:
-                total = total + fit.smoothness / level.controls**2 * bending_energy(ddf, per_unit)
+                total = total + bending * bending_energy(ddf, per_unit)
             if fit.stiffness:
                 total = total + fit.stiffness * membrane_energy(ddf, per_unit)
             total.backward()
