@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -80,6 +81,10 @@ class Fit:
             ) from error
         if not all(level.size > 1 and level.controls >= 0 and level.steps > 0 for level in levels):
             raise InputError(f"fit: levels are {levels}, expected sizes above 1, controls from 0 and steps from 1 on")
+        for name in ("smoothness", "stiffness"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < inf:
+                raise InputError(f"fit: {name} is {value!r}, expected a number from 0 on")
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "affine_first", as_bool(self.affine_first, "fit: affine_first"))
         kind = build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work

@@ -253,6 +253,15 @@ def test_overlays_of_the_readme(overlay: str, terms: list[str]) -> None:
     if "paper" in overlay:
         assert inferer.sampling.how == "uniform" and not inferer.method.centre and not inferer.prior_fit.levels
         assert inferer.method.inversion.starts == ["peak"] and inferer.method.marginalisation.transforms == 5
+        assert inferer.fit.stiffness == 0
+
+
+def test_regions_alone_are_the_same_beside_other_tools() -> None:
+    """The evaluation repeats the overlay's fit and objective, as overlays cannot be read from within a file."""
+    own, beside = ConfigParser(), ConfigParser()
+    own.read_config(ROOT / "configs" / "objectives" / "roi.yaml")
+    beside.read_config([ROOT / "configs" / name for name in ("inference.yaml", "evaluate.yaml")])
+    assert own["fit"] == beside["roi_fit"] and own["objective"] == beside["roi_objective"]
 
 
 def test_configs_are_ascii() -> None:

@@ -275,6 +275,25 @@ def test_stiffness_holds_back_what_one_region_asks_for() -> None:
     assert max(errors) < 1.5
 
 
+def test_levels_that_are_left_out_change_nothing() -> None:
+    """Bending is measured in the finest intervals that the grid resolves, not in those that were asked for."""
+    scene = discs_scene(planted_affine(), torch.ones(len(CENTRES)))
+    resolved, beyond = [Level(32, 4, 10), Level(64, 8, 10)], Level(64, 500, 10)
+    fields = [
+        fit_transformation(scene, GRID, identity_matrix(2), ROI, Fit(levels=levels))(GRID)
+        for levels in (resolved, [*resolved, beyond])
+    ]
+    assert fields[0].abs().max() > 1
+    assert torch.equal(*fields)
+
+
+@pytest.mark.parametrize("value", [-1.0, "abc", True, float("nan")])
+@pytest.mark.parametrize("name", ["smoothness", "stiffness"])
+def test_weights_are_numbers_from_zero_on(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"fit: {name} is"):
+        Fit(levels=[Level(16, 4, 5)], **{name: value})
+
+
 def test_bending_of_a_slab_of_two_slices_is_finite() -> None:
     field = torch.randn(3, 8, 8, 2, generator=torch.Generator().manual_seed(0))
     assert bending_energy(field, torch.ones(3, 1, 1, 1)).isfinite()
