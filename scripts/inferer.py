@@ -111,7 +111,7 @@ class PromptRegInferer(Inferer):
         generator = torch.Generator().manual_seed(self.seed)
         with Clock(self.progress) as clock:
             pair = self.prepare(request, network, clock)
-            segmenter, moving, to_moving = pair.segmenter, pair.moving, pair.to_moving
+            request, segmenter, moving, to_moving = pair.request, pair.segmenter, pair.moving, pair.to_moving
             with clock("prompts on the moving image"):
                 given = request.prompts or sample_prompts(
                     segmenter, moving, request.moving, self.sampling, generator, request.moving_label
@@ -135,6 +135,7 @@ class PromptRegInferer(Inferer):
         with clock("encode both images"):
             affines = [request.fixed_info.affine, request.moving_info.affine]
             fixed, moving = segmenter.encode([request.fixed, request.moving], [a.float() for a in affines])
+            request = request.on(fixed.features.device)
         with clock("coarse prior"):
             scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
             to_moving, prealigned = prealign(self.prealignment, request, scene)

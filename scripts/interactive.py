@@ -44,12 +44,13 @@ class Session:
 
     def __init__(self, inferer: PromptRegInferer, request: PairRequest, network: Segmenter) -> None:
         inferer.check(replace(request, prompts=request.prompts or []), network)
-        self.inferer, self.request = inferer, request
+        self.inferer = inferer
         self._asked: dict[str, Asked] = {}
         self._sampled: list[Asked] | None = None
         self._lock = RLock()
         with Clock(inferer.progress) as clock, _ASKING:
             self._prepared = self.pair = inferer.prepare(request, network, clock)
+            self.request = self.pair.request  # on the model's device
             self._priors = {"moving": self.pair.prior, "fixed": self.pair.prior.reversed(request.moving.shape[1:])}
             for features in self.pair.features(centre=inferer.method.centre).values():
                 _ = features.lengths, features.alike  # before the first prompt instead of with it

@@ -57,7 +57,7 @@ class Desk:
     def session(self) -> Session:
         """The slow part, done when it is first asked for; `InputError` for a pair that the model cannot take."""
         inferer, network = self._method
-        return Session(inferer, self.request.on(network.device), network)
+        return Session(inferer, self.request, network)
 
     @property
     def ready(self) -> bool:

@@ -100,7 +100,7 @@ def _scores(scene: Scene, to_moving: Tensor) -> tuple[Tensor, Tensor]:
     overlap = product[-1].clamp(min=0)
     most = min(float(m[-1].square().sum()) for m in maps)
     alike = product[:-1].sum(0) / overlap.clamp(min=0.05 * most)
-    return alike * (overlap / most).clamp(max=1).sqrt(), step
+    return (alike * (overlap / most).clamp(max=1).sqrt()).cpu(), step
 
 
 def _corners(image: Tensor) -> Tensor:

@@ -146,6 +146,6 @@ def consensus_weights(
             except np.linalg.LinAlgError:  # centres on one line determine no map: nothing to agree on
                 return torch.ones_like(weights)
             residual[k] = np.linalg.norm(spline(points[k : k + 1])[0] - shifts[k])
-        scale = max(1.4826 * np.median(residual), how.tolerance)  # 1.4826 median = standard deviation of a normal
+        scale = max(1.4826 * float(np.median(residual)), how.tolerance)  # the standard deviation of a normal
         agreed = np.clip(1 - (residual / (3 * scale)) ** 2, 0, None) ** 2  # beyond three deviations nothing
     return torch.as_tensor(agreed, dtype=weights.dtype, device=weights.device)

@@ -138,7 +138,7 @@ class Rooms:
             raise InputError(text) from wrong
         network = self.methods.network(options.segmenter)
         plain_method = self.methods.inferer(Options(prealignment=options.prealignment, segmenter=options.segmenter))
-        return Session(plain_method, request.on(network.device), network)
+        return Session(plain_method, request, network)
 
     def _other(self, request: dict[str, Any]) -> Path:
         name = request.get("other_image")

@@ -84,15 +84,16 @@ class SliceWiseSegmenter:
         for some in taken.split(8, dim=3):  # what encoding leaves behind is larger than what is kept
             for embedding in embed(some):
                 levels.append(tuple(embedding.levels[level].to(dtype) for level in kept))
-        to_model = torch.eye(4, device=image.device)
+        device = first.to_model.device  # the model's, wherever the volume is
+        to_model = torch.eye(4, device=device)
         to_model[:2, :2], to_model[:2, 3] = first.to_model[:2, :2], first.to_model[:2, 2]
-        stretch = scaling_about_corner(shown.shape[1:], (*square, shown.shape[3]), device=image.device)
+        stretch = scaling_about_corner(shown.shape[1:], (*square, shown.shape[3]), device=device)
         stretch[2, 2], stretch[2, 3] = 1 / step, -offset / step
         return Embedding(
             # Stored slice after slice, which are read one at a time.
             levels=tuple(torch.stack(level).movedim(0, -1) for level in zip(*levels, strict=True)),
             image_shape=tuple(image.shape[1:]),
-            to_model=to_model @ stretch @ view.matrix(image.shape[1:]).to(image.device),
+            to_model=to_model @ stretch @ view.matrix(image.shape[1:]).to(device),
             valid=(*first.valid, taken.shape[3]),
             input_size=(*first.input_size, taken.shape[3]),
             affine=affine,
@@ -177,7 +178,7 @@ class SliceWiseSegmenter:
             _, slope = self.segmenter.decode_jacobian(seen, flat)
             slope = resize_by_area(slope[0], decoded.logits.shape[1:3]).reshape(-1, 2, *decoded.logits.shape[1:3])
             if prompts.labels is None:  # a corner of the box is first or last on the image's axis, not the model's
-                moved = prompts.transformed(embedding.to_model).coordinates[n]
+                moved = prompts.to(linear.device).transformed(embedding.to_model).coordinates[n]
                 slope = torch.stack([slope[moved[:, a].argsort().argsort(), a] for a in range(2)], dim=1)
             slopes[n, ..., region.centre] = torch.einsum("pa...,ad->pd...", slope, linear[:2]).flatten(0, 1)
         return decoded.logits, slopes
@@ -185,7 +186,7 @@ class SliceWiseSegmenter:
 
 def on_model(prompts: Prompts, embedding: Embedding) -> Prompts:
     """Prompts in voxels of the model input; the corners of boxes sorted along its axes."""
-    moved = prompts.transformed(embedding.to_model)
+    moved = prompts.to(embedding.to_model.device).transformed(embedding.to_model)
     if prompts.labels is not None:
         return moved
     return moved.at(torch.stack([moved.coordinates.amin(1), moved.coordinates.amax(1)], dim=1))
