@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from math import inf
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from .kinds import build
 from .objectives import Objective, bending_energy, membrane_energy
 from .scene import Scene
 from .transformations import Affine, Composite, Linear, Transformation
+from .weighing import Weight, as_weight, weight_for
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class Fit:
         kind: "rigid", "affine", "bspline", "dense" or "svf".
         levels: coarse to fine. Global kinds use the levels' size and steps only.
         smoothness: lambda, weight of the bending energy with lengths measured in the finest level's control intervals:
-            bends that its grid can just express cost the same in any fit.
+            bends that its grid can just express cost the same in any fit. This and `stiffness`: a number, or one for
+            pictures and one for volumes.
         stiffness: mu; it holds the affine back as well, where little else does.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
@@ -65,8 +66,8 @@ class Fit:
 
     kind: str = "svf"
     levels: list[Level] = field(default_factory=list)
-    smoothness: float = 1e-2
-    stiffness: float = 0.0
+    smoothness: Weight = 1e-2
+    stiffness: Weight = 0.0
     step: float = 0.02
     affine_first: bool = True
     voxels: int = 270_000
@@ -82,9 +83,7 @@ class Fit:
         if not all(level.size > 1 and level.controls >= 0 and level.steps > 0 for level in levels):
             raise InputError(f"fit: levels are {levels}, expected sizes above 1, controls from 0 and steps from 1 on")
         for name in ("smoothness", "stiffness"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < inf:
-                raise InputError(f"fit: {name} is {value!r}, expected a number from 0 on")
+            as_weight(getattr(self, name), f"fit: {name}")
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "affine_first", as_bool(self.affine_first, "fit: affine_first"))
         kind = build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work
@@ -156,7 +155,7 @@ def fit_transformation(
     scene = replace(scene, to_moving=to_moving)
     transformation = start(fit, fixed, device, initial)
     levels = fit.levels if isinstance(transformation, Linear) else _resolved(fit, fixed)
-    bending = fit.smoothness / max([1, *(level.controls for level in levels)]) ** 2
+    bending = weight_for(fit.smoothness, len(fixed.shape)) / max([1, *(level.controls for level in levels)]) ** 2
     for level in levels:
         if level.controls:
             transformation = transformation.refined(level.controls)
@@ -184,7 +183,7 @@ def _fit_level(
     points = level_points(grid, fixed, scene.fixed.image.device)
     scale = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, grid.shape, strict=True)]).to(points)
     scale = scale.reshape(-1, *[1] * (points.ndim - 1))
-    per_unit = grid.voxels_per_unit(points.device)
+    per_unit, stiffness = grid.voxels_per_unit(points.device), weight_for(fit.stiffness, len(fixed.shape))
     loss = objective.prepare(scene, points, level.controls)
     back = None
     if transformation.invertible and fit.both_ways is not None and level.controls >= fit.both_ways:
@@ -204,8 +203,8 @@ def _fit_level(
                 total = (total + back(points + transformation.inverse(grid) * scale)) / 2
             if level.controls:
                 total = total + bending * bending_energy(ddf, per_unit)
-            if fit.stiffness:
-                total = total + fit.stiffness * membrane_energy(ddf, per_unit)
+            if stiffness:
+                total = total + stiffness * membrane_energy(ddf, per_unit)
             total.backward()
             optimiser.step()
             schedule.step()

@@ -14,6 +14,7 @@ from .geometry import transform_points
 from .prototypes import centred_features
 from .scene import Scene
 from .terms import Loss, Term
+from .weighing import Weight
 
 
 def principal_components(fixed: Tensor, moving: Tensor, *, components: int) -> list[Tensor]:
@@ -86,7 +87,7 @@ class FeatureTerm(Term):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         controls: tuple[float, float] = (0, inf),
         levels: tuple[int, ...] = (-1,),
         components: int = 32,

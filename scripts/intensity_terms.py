@@ -14,6 +14,7 @@ from .geometry import sample, transform_points
 from .scene import Pyramid, Scene
 from .structure import oriented_gradients
 from .terms import Loss, Term
+from .weighing import Weight
 
 
 class LnccTerm(Term):
@@ -29,7 +30,7 @@ class LnccTerm(Term):
     """
 
     def __init__(
-        self, weight: float = 1.0, controls: tuple[float, float] = (0, inf), kernel: int = 9, floor: float = 1e-3
+        self, weight: Weight = 1.0, controls: tuple[float, float] = (0, inf), kernel: int = 9, floor: float = 1e-3
     ) -> None:
         super().__init__(weight, controls)
         self.kernel, self.floor = kernel, floor
@@ -90,7 +91,7 @@ class StructureTerm(Term):
 
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: Weight = 1.0,
         controls: tuple[float, float] = (0, inf),
         sigma: float = 1.0,
         local: float = 3.0,
@@ -130,7 +131,7 @@ class MutualInformationTerm(Term):
         bins: number of histogram bins.
     """
 
-    def __init__(self, weight: float = 1.0, controls: tuple[float, float] = (0, inf), bins: int = 32) -> None:
+    def __init__(self, weight: Weight = 1.0, controls: tuple[float, float] = (0, inf), bins: int = 32) -> None:
         super().__init__(weight, controls)
         self.bins = bins
 

@@ -13,6 +13,7 @@ from .feature_term import FeatureTerm
 from .intensity_terms import LnccTerm, MutualInformationTerm, StructureTerm
 from .scene import Scene
 from .terms import Loss, RoiTerm, Term
+from .weighing import weight_for
 
 TERMS: dict[str, type[Term]] = {
     "roi": RoiTerm,
@@ -64,7 +65,12 @@ class Objective:
 
     def prepare(self, scene: Scene, points: Tensor, controls: int = 0) -> Loss:
         """The weighted sum on one sampling grid at a level with so many control intervals; see `Term.prepare`."""
-        losses = [(term.weight, term.prepare(scene, points)) for term in self._terms if term.takes_part(controls)]
+        dims = len(points)
+        losses = [
+            (weight_for(term.weight, dims), term.prepare(scene, points))
+            for term in self._terms
+            if term.takes_part(controls)
+        ]
 
         def total(moved: Tensor) -> Tensor:
             return torch.stack([weight * loss(moved) for weight, loss in losses]).sum()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .scene import Pyramid, Scene
+from .weighing import Weight, as_weight
 
 Loss = Callable[[Tensor], Tensor]  # moving voxels [D, *grid] of every grid voxel -> scalar
 
@@ -25,17 +26,17 @@ class Term(ABC):
     """One weighted part of the objective.
 
     Args:
-        weight: factor in the sum.
+        weight: factor in the sum, or [in pictures, in volumes].
         controls: fewest and most control intervals of the levels where the term takes part (0 is the affine alone).
             Regions say little about detail and intensities mislead before things are near.
     """
 
-    def __init__(self, weight: float = 1.0, controls: tuple[float, float] = (0, inf)) -> None:
-        self.weight, self.controls = weight, tuple(controls)
+    def __init__(self, weight: Weight = 1.0, controls: tuple[float, float] = (0, inf)) -> None:
+        self.weight, self.controls = as_weight(weight, "objective: weight"), tuple(controls)
 
     def takes_part(self, controls: int) -> bool:
         """Whether a level with so many control intervals uses the term."""
-        return self.weight != 0 and self.controls[0] <= controls <= self.controls[1]
+        return self.weight not in (0, [0, 0]) and self.controls[0] <= controls <= self.controls[1]
 
     @abstractmethod
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
@@ -50,7 +51,7 @@ class RoiTerm(Term):
         loss: "dice" (1 - soft Dice, as the paper) or "squared" (mean squared error over the union).
     """
 
-    def __init__(self, weight: float = 1.0, controls: tuple[float, float] = (0, inf), loss: str = "dice") -> None:
+    def __init__(self, weight: Weight = 1.0, controls: tuple[float, float] = (0, inf), loss: str = "dice") -> None:
         super().__init__(weight, controls)
         if loss not in ("dice", "squared"):
             raise InputError(f"objective: the roi term has no loss '{loss}', expected 'dice' or 'squared'")

@@ -36,7 +36,8 @@ def embedding(shape: tuple[int, ...], seed: int = 0) -> Embedding:
 
 def texture(shape: tuple[int, ...], cell: int, seed: int = 0) -> Tensor:
     noise = torch.rand(1, 1, *[n // cell for n in shape], generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(noise, shape, mode="bicubic", align_corners=True)[0].clamp(0, 1)
+    mode = {2: "bicubic", 3: "trilinear"}[len(shape)]
+    return F.interpolate(noise, shape, mode=mode, align_corners=True)[0].clamp(0, 1)
 
 
 def discs_scene(field: Tensor, confidence: Tensor) -> Scene:
@@ -317,3 +318,23 @@ def test_local_correlation_of_thin_slabs(shape: tuple[int, ...]) -> None:
     ]
     same, different = (float(loss(points)) for loss in losses)
     assert same == pytest.approx(0, abs=1e-3) and different > 0.5
+
+
+@pytest.mark.parametrize(("dims", "weight", "smoothness"), [(2, 3.0, 0.5), (3, 7.0, 2.0)])
+def test_weights_may_differ_between_pictures_and_volumes(dims: int, weight: float, smoothness: float) -> None:
+    """The first of two numbers counts for pictures, the second for volumes."""
+    grid = Grid((12,) * dims, (1.0,) * dims)
+    views = [View(texture(grid.shape, 3, s), embedding(grid.shape), torch.zeros(0, *grid.shape)) for s in (0, 1)]
+    fields = []
+    for weights, smooth in (([3.0, 7.0], [0.5, 2.0]), (weight, smoothness)):
+        objective = Objective([{"term": "lncc", "weight": weights, "kernel": 3}])
+        fit = Fit(levels=[Level(12, 2, 5)], smoothness=smooth)
+        fields.append(fit_transformation(Scene(*views), grid, identity_matrix(dims), objective, fit)(grid))
+    assert fields[0].abs().max() > 0.01
+    assert torch.equal(*fields)
+
+
+@pytest.mark.parametrize("weight", [[1.0], [1.0, -1.0], [1.0, 2.0, 3.0], "abc", None])
+def test_a_weight_is_a_number_or_two(weight: object) -> None:
+    with pytest.raises(InputError, match=r"expected a number from 0 on, or two: \[pictures, volumes\]"):
+        Objective([{"term": "roi", "weight": weight}])
