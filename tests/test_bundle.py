@@ -264,6 +264,16 @@ def test_regions_alone_are_the_same_beside_other_tools() -> None:
     assert own["fit"] == beside["roi_fit"] and own["objective"] == beside["roi_objective"]
 
 
+@pytest.mark.parametrize(("device", "prompts", "images"), [("cpu", 4, 1), ("cuda:1", 32, 8)])
+@pytest.mark.parametrize("overlay", [[], [ROOT / "configs" / "segmenters" / "sam_vit_b.yaml"]])
+def test_a_gpu_is_asked_for_more_at_once(device: str, prompts: int, images: int, overlay: list[Path]) -> None:
+    parser = ConfigParser()
+    parser.read_config([CONFIG, *overlay])
+    parser["device"] = device
+    assert parser.get_parsed_content("network_def::chunk") == prompts
+    assert parser.get_parsed_content("network_def::batch") == images
+
+
 def test_configs_are_ascii() -> None:
     """MONAI opens them in the encoding of the locale, which is ASCII in many containers."""
     for path in (ROOT / "configs").rglob("*.*"):
