@@ -23,7 +23,7 @@ from .kinds import build
 from .objectives import Objective, bending_energy, membrane_energy
 from .scene import Scene
 from .transformations import Affine, Composite, Linear, Transformation
-from .weighing import Weight, as_weight, weight_for
+from .weighing import Weight, check_weight, weight_for
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Fit:
         if not all(level.size > 1 and level.controls >= 0 and level.steps > 0 for level in levels):
             raise InputError(f"fit: levels are {levels}, expected sizes above 1, controls from 0 and steps from 1 on")
         for name in ("smoothness", "stiffness"):
-            as_weight(getattr(self, name), f"fit: {name}")
+            check_weight(getattr(self, name), f"fit: {name}")
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "affine_first", as_bool(self.affine_first, "fit: affine_first"))
         kind = build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work

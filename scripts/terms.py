@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .scene import Pyramid, Scene
-from .weighing import Weight, as_weight
+from .weighing import Weight, check_weight
 
 Loss = Callable[[Tensor], Tensor]  # moving voxels [D, *grid] of every grid voxel -> scalar
 
@@ -32,7 +32,8 @@ class Term(ABC):
     """
 
     def __init__(self, weight: Weight = 1.0, controls: tuple[float, float] = (0, inf)) -> None:
-        self.weight, self.controls = as_weight(weight, "objective: weight"), tuple(controls)
+        check_weight(weight, "objective: weight")
+        self.weight, self.controls = weight, tuple(controls)
 
     def takes_part(self, controls: int) -> bool:
         """Whether a level with so many control intervals uses the term."""

@@ -11,16 +11,11 @@ from .errors import InputError
 Weight = float | Sequence[float]
 
 
-def as_weight(value: object, name: str) -> Weight:
-    """A weight as it was given.
-
-    Raises:
-        InputError: it is neither a number from 0 on nor two of them.
-    """
+def check_weight(value: object, name: str) -> None:
+    """Raise `InputError` for what is neither a number from 0 on nor two of them."""
     numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
     if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < inf for n in numbers):
         raise InputError(f"{name} is {value!r}, expected a number from 0 on, or two: [pictures, volumes]")
-    return value  # type: ignore[return-value]
 
 
 def weight_for(weight: Weight, dims: int) -> float:
