@@ -98,7 +98,7 @@ class PromptRegInferer(Inferer):
         if not isinstance(inputs, MetaTensor) or "request" not in inputs.meta or len(inputs) != 1:
             raise InputError("image: carries no request; preprocessing must hold `ReadPaird`, and the batch one pair")
         request: PairRequest = inputs.meta["request"]
-        registration = self.register(request.on(inputs.device), network)
+        registration = self.register(request, network)
         regions = registration.pairs.fixed_regions * registration.pairs.found.reshape(-1, *[1] * (inputs.ndim - 2))
         background = torch.full_like(registration.fixed[:1], 0.5)
         pred = torch.cat([background, regions]).argmax(0)[None, None].to(torch.float32)

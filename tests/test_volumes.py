@@ -10,12 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import shift
 
 from tests.test_bundle import CONFIG, monai_bundle
 
 SHIFT = (2.0, -1.5, 0.5)  # voxels of 2 mm
+ON_A_GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,10 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_command_registers_volumes(volumes: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", ON_A_GPU])
+def test_the_command_registers_volumes(volumes: dict[str, str], tmp_path: Path, device: str) -> None:
     fast = {
-        "device": "cpu",
+        "device": device,
         "sampling::count": 6,  # three regions of eight slices leave the third axis to chance
         "prior_fit::levels": [{"size": 32, "controls": 0, "steps": 40}],
         "fit::levels": [{"size": 41, "controls": 4, "steps": 30}, {"size": 41, "controls": 16, "steps": 60}],
