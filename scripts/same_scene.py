@@ -57,7 +57,7 @@ class SameScene:
     shift: float = 0.01
     motion: float = 0.02
     detail: int = 512
-    remainder: float = 0.7
+    remainder: float = 0.75
 
     def settings(self) -> dict[str, Any]:
         """What decides, JSON-able."""
