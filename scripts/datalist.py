@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ class PairEntry:
     spacing: tuple[float, ...] | None = None
     moving_spacing: tuple[float, ...] | None = None
     groups: dict[str, list[int]] = field(default_factory=dict)
+
+    def exchanged(self) -> PairEntry:
+        """The same pair with the roles of its images exchanged."""
+        other = {"fixed": "moving", "moving": "fixed"}
+        files = {re.sub("fixed|moving", lambda side: other[side[0]], role): path for role, path in self.files.items()}
+        return replace(self, files=files, spacing=self.moving_spacing, moving_spacing=self.spacing)
 
     def digest(self) -> str:
         """SHA-256 of the contents of the pair's files; a missing one counts as such."""

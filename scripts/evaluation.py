@@ -20,7 +20,7 @@ import ignite.distributed as idist
 
 from .atomic import written_atomically
 from .datalist import PairEntry, read_datalists
-from .errors import InputError
+from .errors import InputError, as_bool
 from .evaluation_page import write_page
 from .methods.protocol import RegistrationMethod
 from .plots import write_plot
@@ -43,6 +43,7 @@ class Evaluation:
         output_dir: of everything.
         version: of the bundle; results of another version are not mixed.
         experiment: what the plot and the page show.
+        exchanged: exchange the roles of the images, for a second look at pairs that settings were chosen on.
 
     Raises:
         InputError: wrong datalist, unknown method, none installed.
@@ -56,8 +57,11 @@ class Evaluation:
         output_dir: str | Path,
         version: str,
         experiment: Experiment,
+        exchanged: bool = False,
     ) -> None:
-        self.entries, self.output_dir, self.version = read_datalists(datalist), Path(output_dir), version
+        entries = read_datalists(datalist)
+        self.entries = [entry.exchanged() for entry in entries] if as_bool(exchanged, "exchanged") else entries
+        self.output_dir, self.version = Path(output_dir), version
         names = list(methods) if selected == "all" else [selected] if isinstance(selected, str) else list(selected)
         unknown = [name for name in names if name not in methods]
         if unknown or not names:

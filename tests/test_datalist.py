@@ -38,6 +38,22 @@ def test_a_list_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
     assert entry.spacing == (2, 3) and entry.moving_spacing == (2, 3) and entry.groups == {"left": [1, 2]}
 
 
+def test_an_exchanged_pair_keeps_what_belongs_to_each_image(tmp_path: Path) -> None:
+    truth = {"moving_label": "ml.png", "fixed_landmarks": "f.csv", "moving_landmarks": "m.csv"}
+    (entry,) = read_datalists(write(tmp_path / "d.json", pairs=[pair(**truth, spacing=[1, 2], moving_spacing=[3, 4])]))
+    exchanged = entry.exchanged()
+    names = {role: path.name for role, path in exchanged.files.items()}
+    assert names == {
+        "fixed": "m.png",
+        "moving": "f.png",
+        "fixed_label": "ml.png",
+        "fixed_landmarks": "m.csv",
+        "moving_landmarks": "f.csv",
+    }
+    assert (exchanged.spacing, exchanged.moving_spacing) == ((3, 4), (1, 2))
+    assert exchanged.exchanged() == entry and exchanged.digest() != entry.digest()
+
+
 def test_pairs_without_truth_have_none(tmp_path: Path) -> None:
     (entry,) = read_datalists(write(tmp_path / "d.json", pairs=[pair(fixed_label="l.png", no_truth=True)]))
     assert set(entry.files) == {"fixed", "moving"} and entry.set == tmp_path.name
