@@ -50,10 +50,11 @@ class PairEntry:
     groups: dict[str, list[int]] = field(default_factory=dict)
 
     def exchanged(self) -> PairEntry:
-        """The same pair with the roles of its images exchanged."""
+        """The same pair with the roles of its images exchanged, in a set of its own: tables and folders must say so."""
         other = {"fixed": "moving", "moving": "fixed"}
         files = {re.sub("fixed|moving", lambda side: other[side[0]], role): path for role, path in self.files.items()}
-        return replace(self, files=files, spacing=self.moving_spacing, moving_spacing=self.spacing)
+        name, spacing, moving_spacing = f"{self.set}_exchanged", self.moving_spacing, self.spacing
+        return replace(self, set=name, files=files, spacing=spacing, moving_spacing=moving_spacing)
 
     def digest(self) -> str:
         """SHA-256 of the contents of the pair's files; a missing one counts as such."""

@@ -106,10 +106,15 @@ def _describe_outcome(registration: Registration, unit: str) -> dict[str, Any]:
             "No corresponding region guided this registration. Judge the result by the pictures alone before using it."
         )
     elif found < FEW_PAIRS or 2 * found < asked:
-        cautions.append(
-            f"Only {found} of {asked} prompts found a counterpart. Away from the matched regions the "
-            "alignment is a guess: look closely at the overlay there, or add prompts."
+        led_by_regions = (
+            "Away from the matched regions the alignment is a guess: look closely at the overlay there, or add prompts."
         )
+        led_by_edges = (
+            "The alignment follows the edges of one scene and does not rest on them, but where the images do not "
+            "overlap it is a guess: look closely at the overlay."
+        )
+        rests = led_by_regions if registration.hypothesis == "features" else led_by_edges
+        cautions.append(f"Only {found} of {asked} prompts found a counterpart. {rests}")
     if folding > MUCH_FOLDING:
         cautions.append(
             f"The map folds at {share} of the {element}, where tissue would pass through itself. Do not "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,14 @@ def test_in_colour_windows_grey_and_keeps_colour() -> None:
         0.0,
         0.5,
     ]
+
+
+def test_few_counterparts_do_not_discredit_a_map_that_follows_edges(tmp_path: Path) -> None:
+    few = registration_of((40, 52), found=(True, False, False))
+    pages = {}
+    for hypothesis in ("features", "one scene"):
+        write_report(replace(few, hypothesis=hypothesis), tmp_path / "r.html")
+        pages[hypothesis] = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert all("Only 1 of 3 prompts found a counterpart" in page for page in pages.values())
+    assert "Away from the matched regions" in pages["features"]
+    assert "Away from the matched regions" not in pages["one scene"] and "follows the edges" in pages["one scene"]
