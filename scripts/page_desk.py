@@ -51,6 +51,7 @@ class Desk:
         self.at = {side: [(n - 1) / 2 for n in image.shape[1:]] for side, image in self.images.items()}
         self.waiting: tuple[str, View, list[float]] | None = None
         self.result: Registration | None = None
+        self._written: tempfile.TemporaryDirectory[str] | None = None
         self._numbers: dict[str, int] = {}
 
     @cached_property
@@ -168,9 +169,12 @@ class Desk:
         return f'<table class="prompts">{head}{"".join(rows)}</table>'
 
     def register(self) -> list[str]:
-        """Fit the map; returns the files to download."""
+        """Fit the map; returns the files to download, which stay until the next ones or the desk's end."""
         self.result = self.session.register()
-        folder = Path(tempfile.mkdtemp(prefix="promptreg-"))
+        if self._written is not None:
+            self._written.cleanup()
+        self._written = tempfile.TemporaryDirectory(prefix="promptreg-")
+        folder = Path(self._written.name)
         write_outputs(self.result, folder, report=write_report)
         return sorted(str(file) for file in folder.iterdir())
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image
 from test_inferer import FIT, inferer, scene
 from toy import DiscSegmenter, disc
@@ -23,9 +25,11 @@ from scripts.correspond import Method
 from scripts.errors import InputError
 from scripts.inferer import PromptRegInferer
 from scripts.marginalisation import Marginalisation
+from scripts.monai_label.answers import write_labels
 from scripts.monai_label.options import Methods, Options
 from scripts.monai_label.rooms import Rooms
 from scripts.objectives import Objective
+from scripts.registration import ImageInfo
 
 ROOT = Path(__file__).resolve().parents[1]
 # What 3D Slicer's plugin sends for a model of the type deepgrow, beside the clicks.
@@ -47,6 +51,14 @@ def write_studies(outside: Path) -> Path:
     for name, shift in (("v_moving", 0), ("v_fixed", 2)):
         affine = np.array([[0, -1.0, 0, 10], [1.0, 0, 0, -5], [0, 0, 2.0, 3], [0, 0, 0, 1]])
         nib.save(nib.Nifti1Image(np.roll(volume, shift, 0), affine), folder / f"{name}.nii.gz")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where answers go, which the server would remove once they are sent."""
+    folder = tmp_path_factory.mktemp("answers")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
 
 
@@ -311,3 +323,14 @@ def test_eight_clients_at_once_do_not_mix(studies: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(ask, places, [f"client{k}" for k in range(8)]))
     assert together == alone
+
+
+def test_a_label_that_cannot_be_written_leaves_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("scripts.monai_label.answers.write_image", full)
+    info = ImageInfo("a.nii.gz", "volume", ".nii.gz", torch.eye(4), (1.0, 1.0, 1.0))
+    with pytest.raises(OSError, match="No space left"):
+        write_labels(torch.zeros(2, 2, 2, dtype=torch.int64), info, ".nii.gz")
+    assert not list(temporary.iterdir())

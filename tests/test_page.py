@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,15 @@ def test_a_desk(files: dict[str, Any]) -> None:
     desk.remove(["1"])
     desk.click("moving", list(view.pixel([28.0, 33.0])), box=False)
     assert desk.names == ["2", "3"] and desk.blend(0.5) is None
-    names = {Path(file).name for file in desk.register()}
+    first = [Path(file) for file in desk.register()]
+    names = {file.name for file in first}
     assert {"ddf.nii.gz", "moved.png", "regions_fixed.png", "prompts.json", "report.html"} <= names
     assert desk.blend(0.5) is not None
+    second = [Path(file) for file in desk.register()]
+    assert not first[0].parent.exists() and all(file.exists() for file in second)
+    del desk
+    gc.collect()
+    assert not second[0].parent.exists()
 
 
 def test_a_desk_for_volumes(tmp_path: Path) -> None:

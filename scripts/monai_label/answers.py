@@ -56,8 +56,13 @@ def write_labels(labels: Tensor, info: ImageInfo, ending: str) -> Path:
         affine = torch.from_numpy(lps_flip(2))
         labels, info = labels.T.contiguous(), ImageInfo(info.path, "volume", ending, affine, (1.0, 1.0))
     with tempfile.NamedTemporaryFile(prefix="promptreg-", suffix=ending, delete=False) as file:
-        write_image(labels, info, file.name)
-    return Path(file.name)
+        path = Path(file.name)  # the server removes it once it is sent
+    try:
+        write_image(labels, info, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 def write_registration(registration: Registration, folder: Path) -> dict[str, Path]:
