@@ -171,12 +171,12 @@ class Desk:
     def register(self) -> list[str]:
         """Fit the map; returns the files to download, which stay until the next ones or the desk's end."""
         self.result = self.session.register()
+        written = tempfile.TemporaryDirectory(prefix="promptreg-")
+        write_outputs(self.result, Path(written.name), report=write_report)
         if self._written is not None:
             self._written.cleanup()
-        self._written = tempfile.TemporaryDirectory(prefix="promptreg-")
-        folder = Path(self._written.name)
-        write_outputs(self.result, folder, report=write_report)
-        return sorted(str(file) for file in folder.iterdir())
+        self._written = written
+        return sorted(str(file) for file in Path(written.name).iterdir())
 
     def blend(self, share: float) -> Image.Image | None:
         """Fixed (0) and moved (1) image faded into each other; None before registering."""
