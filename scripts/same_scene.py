@@ -37,12 +37,14 @@ class SameScene:
         align, align_fit: objective and schedule of the affine: every start goes through the first level, the best one
             through the others.
         objective, fit: of the deformation on top of the best one; far stiffer than between subjects.
+        fine_objective, fine_fit: of what follows where intensities can be trusted: a map that bends more.
+        alike: agreement of edges under the stiff map from which on they can: the sensors see alike.
         size: voxels along the longest side at which edges are compared.
         sharpness: one scene must lose at least this share of its agreement by a shift of `shift`.
         shift: relative to the longest side.
         motion: a scene that has moved as a whole by more (mean over the image, relative to the longest side) is
             believed; what remains of less may be deformation, so a free map is tried beside the stiff one.
-        detail: voxels along the longest side at which the two are compared, finer than either was fitted at.
+        detail: voxels along the longest side at which maps are compared, finer than they were fitted at.
         remainder: share of the stiff map's disagreement of edges (1 - correlation) that the free map must leave at
             most. It has so many more parameters that a small gain is no evidence.
     """
@@ -52,6 +54,9 @@ class SameScene:
     align_fit: Fit
     objective: Objective
     fit: Fit
+    fine_objective: Objective
+    fine_fit: Fit
+    alike: float = 0.5
     size: int = 256
     sharpness: float = 0.25
     shift: float = 0.01
@@ -66,7 +71,11 @@ class SameScene:
             "align": {"objective": self.align.terms, "fit": asdict(self.align_fit)},
             "objective": self.objective.terms,
             "fit": asdict(self.fit),
-            **{name: getattr(self, name) for name in ("size", "sharpness", "shift", "motion", "detail", "remainder")},
+            "fine": {"objective": self.fine_objective.terms, "fit": asdict(self.fine_fit)},
+            **{
+                name: getattr(self, name)
+                for name in ("alike", "size", "sharpness", "shift", "motion", "detail", "remainder")
+            },
         }
 
     def propose(
@@ -81,8 +90,8 @@ class SameScene:
 
         Returns:
             field and inverse field `[D, *S]`, voxels of the fixed grid (see `geometry`; `to_moving` acts after them),
-            or None; and the evidence: agreement of edges in [-1, 1], its sharpness, the motion and, in doubtful cases,
-            the remainder (see the class).
+            or None; and the evidence: agreement of edges in [-1, 1] under the affine, its sharpness, the motion, in
+            doubtful cases the remainder, and how far the sensors see alike (see the class).
         """
         scene = seen(scene)
         # The search is a few FFTs of small pictures: not worth a GPU.
@@ -98,13 +107,15 @@ class SameScene:
         if evidence["sharpness"] < self.sharpness:
             return None, evidence
         deformation = fit_transformation(scene, grid, best, self.objective, self.fit)
-        ddf, inverse = relative_to(to_moving, best, deformation(grid), deformation.inverse(grid))
+        left = self._disagreement(scene, grid, best, deformation(grid))
         if evidence["motion"] < self.motion:
-            stiff_left, free_left = (self._disagreement(scene, grid, to_moving, field) for field in (ddf, free()))
-            evidence["remainder"] = free_left / max(stiff_left, 1e-6)
+            evidence["remainder"] = self._disagreement(scene, grid, to_moving, free()) / max(left, 1e-6)
             if evidence["remainder"] <= self.remainder:
                 return None, evidence
-        return (ddf, inverse), evidence
+        evidence["alike"] = 1 - left
+        if evidence["alike"] >= self.alike:
+            deformation = fit_transformation(scene, grid, best, self.fine_objective, self.fine_fit, initial=deformation)
+        return relative_to(to_moving, best, deformation(grid), deformation.inverse(grid)), evidence
 
     def agreement(self, scene: Scene, grid: Grid, to_moving: Tensor) -> float:
         """How well edges agree under an affine map from fixed to moving voxels, in [-1, 1].

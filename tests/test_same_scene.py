@@ -95,6 +95,8 @@ def hypothesis() -> SameScene:
         align_fit=Fit(kind="affine", levels=[Level(128, 0, 30), Level(160, 0, 20)]),
         objective=Objective([*terms, {"term": "lncc"}]),
         fit=Fit(smoothness=6.0, step=0.005, levels=[Level(160, 8, 20)]),
+        fine_objective=Objective([{"term": "lncc"}]),
+        fine_fit=Fit(smoothness=0.3, step=0.005, both_ways=0, levels=[Level(160, 16, 30)]),
     )
 
 
@@ -141,6 +143,22 @@ def test_a_scene_that_hardly_moved_is_believed_unless_a_free_map_explains_far_mo
     bold = replace(same, sharpness=0.05)
     edges, evidence = bold.propose(scene_of(bent, moving), grid, torch.eye(3), lambda: bend)
     assert evidence["motion"] < 0.02 and evidence["remainder"] < 0.5 and edges is None
+
+
+def test_where_sensors_see_alike_intensities_bend_the_map_further() -> None:
+    grid, same, points = Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis(), identity_points((SIZE, SIZE))
+    fixed, moving = pair(similarity(0.0, 1.0, (12.0, 0.0)))
+    bend = 1.2 * torch.stack([(points[1] * 6.28 / 53).sin(), (points[0] * 6.28 / 47).cos()])
+    bent = sample(fixed, points + bend, padding="border")
+    truth, middle = bend + torch.tensor([12.0, 0.0]).reshape(2, 1, 1), (slice(None), slice(30, -30), slice(30, -30))
+    errors = {}
+    for alike in (0.5, 1.1):  # 1.1: never
+        edges, evidence = replace(same, alike=alike).propose(scene_of(bent, moving), grid, torch.eye(3), never)
+        assert edges is not None and evidence["alike"] > 0.5
+        errors[alike] = (edges[0] - truth)[middle].norm(dim=0).mean().item()
+        back = edges[0] + sample(edges[1], points + edges[0], padding="border")
+        assert back[middle].norm(dim=0).max() < 0.1
+    assert errors[0.5] < 0.6 * errors[1.1] and errors[0.5] < 0.5
 
 
 def test_a_surround_that_stands_still_is_not_looked_at() -> None:
