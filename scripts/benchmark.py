@@ -23,9 +23,11 @@ import torch
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
 from monai.transforms import KeepLargestConnectedComponent
+from monai.transforms.utils import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import InputError
 from .geometry import bounding_box, warp
 from .images import read_image, read_label
 from .inferer import PromptRegInferer
@@ -93,14 +95,25 @@ def largest(mask: Tensor) -> Tensor:
     return KeepLargestConnectedComponent()(mask[None].float())[0] > 0
 
 
-def correspondence(data: str, overlays: list[str] | None = None, **overrides: Any) -> None:
-    """Prompt with each label's bounding box in the moving image; is its counterpart right?
+def deepest(mask: Tensor) -> Tensor:
+    """The place `[1, D]` of a mask `[*S]` that lies furthest from its outside, in voxels: where one would click."""
+    depth = distance_transform_edt(F.pad(mask[None].float(), [1, 1] * mask.ndim))[0]
+    return (depth == depth.amax()).nonzero()[:1].float() - 1
 
-    The target is the largest connected part of the label. "inside" means that the centre of the prompt found on the
-    fixed image lies in the fixed structure.
+
+def correspondence(data: str, overlays: list[str] | None = None, prompt: str = "box", **overrides: Any) -> None:
+    """Prompt with each label in the moving image; is its counterpart right?
+
+    With its bounding box, which asks for its largest connected part: the target is the largest part of the fixed label,
+    "inside" that the centre of the box found lies in it. Or, `--prompt click`, with a click at the deepest place of
+    that part: "inside" means that the counterpart of the click lies in the fixed label. It is the fitted map that
+    carries a click, so these tests are whole registrations by one click.
     """
+    if prompt not in ("box", "click"):
+        raise InputError(f"prompt: '{prompt}', expected 'box' or 'click'")
     inferer, network = configured(overlays, overrides)
-    inferer.fit = replace(inferer.fit, levels=[])  # the dense fit does not change the prompts
+    if prompt == "box":
+        inferer.fit = replace(inferer.fit, levels=[])  # the dense fit does not change boxes
     for name in SETS:
         rows = []
         for pair in pairs_of(Path(data), name, both_directions=True):
@@ -109,12 +122,14 @@ def correspondence(data: str, overlays: list[str] | None = None, **overrides: An
                 box = bounding_box(source)
                 if box is None:
                     continue
-                given = [GivenPrompt(str(label), box, None)]
-                found = inferer.register(replace(pair.request, prompts=given), network).pairs
-                centre = found.fixed_prompts.coordinates[0].mean(0).round().long()
+                click = GivenPrompt(str(label), deepest(source), torch.ones(1))
+                given = GivenPrompt(str(label), box, None) if prompt == "box" else click
+                found = inferer.register(replace(pair.request, prompts=[given]), network).pairs
+                place = found.fixed_prompts.coordinates[0].mean(0).round().long()
+                structure = target if prompt == "box" else pair.fixed_label == label
                 dice = float(soft_dice((found.fixed_regions > 0.5).float(), target[None].float()))
                 own = float(soft_dice((found.moving_regions > 0.5).float(), source[None].float()))
-                rows.append((dice, bool(target[tuple(centre)]), own))
+                rows.append((dice, bool(structure[tuple(place)]), own))
                 print(
                     f"{name} {pair.name:<24} Dice {dice:.3f} inside {rows[-1][1]} (moving side {own:.3f})", flush=True
                 )
