@@ -63,6 +63,7 @@ test-clients: test-page test-label
 
 bench: install
 	$(BIN)/python -m scripts.benchmark correspondence --data $(DATA)
+	$(BIN)/python -m scripts.benchmark correspondence --data $(DATA) --prompt click
 	$(BIN)/python -m scripts.benchmark registration --data $(DATA)
 	$(BIN)/python -m scripts.benchmark cost --data $(DATA)
 

@@ -27,7 +27,7 @@ from monai.transforms.utils import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import InputError
+from .errors import InputError, one_line_errors
 from .geometry import bounding_box, warp
 from .images import read_image, read_label
 from .inferer import PromptRegInferer
@@ -122,9 +122,9 @@ def correspondence(data: str, overlays: list[str] | None = None, prompt: str = "
                 box = bounding_box(source)
                 if box is None:
                     continue
-                click = GivenPrompt(str(label), deepest(source), torch.ones(1))
-                given = GivenPrompt(str(label), box, None) if prompt == "box" else click
-                found = inferer.register(replace(pair.request, prompts=[given]), network).pairs
+                drawn = (box, None) if prompt == "box" else (deepest(source), torch.ones(1))
+                given = [GivenPrompt(str(label), *drawn)]
+                found = inferer.register(replace(pair.request, prompts=given), network).pairs
                 place = found.fixed_prompts.coordinates[0].mean(0).round().long()
                 structure = target if prompt == "box" else pair.fixed_label == label
                 dice = float(soft_dice((found.fixed_regions > 0.5).float(), target[None].float()))
@@ -254,4 +254,5 @@ def volumes(
 
 
 if __name__ == "__main__":
+    one_line_errors()
     fire.Fire({"correspondence": correspondence, "registration": registration, "cost": cost, "volumes": volumes})

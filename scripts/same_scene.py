@@ -107,15 +107,17 @@ class SameScene:
         if evidence["sharpness"] < self.sharpness:
             return None, evidence
         deformation = fit_transformation(scene, grid, best, self.objective, self.fit)
-        left = self._disagreement(scene, grid, best, deformation(grid))
+        ddf, inverse = relative_to(to_moving, best, deformation(grid), deformation.inverse(grid))
         if evidence["motion"] < self.motion:
-            evidence["remainder"] = self._disagreement(scene, grid, to_moving, free()) / max(left, 1e-6)
+            stiff_left, free_left = (self._disagreement(scene, grid, to_moving, field) for field in (ddf, free()))
+            evidence["remainder"] = free_left / max(stiff_left, 1e-6)
             if evidence["remainder"] <= self.remainder:
                 return None, evidence
-        evidence["alike"] = 1 - left
+        evidence["alike"] = 1 - self._disagreement(scene, grid, best, deformation(grid))
         if evidence["alike"] >= self.alike:
             deformation = fit_transformation(scene, grid, best, self.fine_objective, self.fine_fit, initial=deformation)
-        return relative_to(to_moving, best, deformation(grid), deformation.inverse(grid)), evidence
+            ddf, inverse = relative_to(to_moving, best, deformation(grid), deformation.inverse(grid))
+        return (ddf, inverse), evidence
 
     def agreement(self, scene: Scene, grid: Grid, to_moving: Tensor) -> float:
         """How well edges agree under an affine map from fixed to moving voxels, in [-1, 1].
