@@ -8,9 +8,8 @@ from math import inf
 import torch
 from monai.losses import GlobalMutualInformationLoss
 from torch import Tensor
-from torch.nn import functional as F
 
-from .geometry import sample, transform_points
+from .geometry import apply_along_axes, sample, transform_points
 from .scene import Pyramid, Scene
 from .structure import oriented_gradients
 from .terms import Loss, Term
@@ -36,17 +35,13 @@ class LnccTerm(Term):
         self.kernel, self.floor = kernel, floor
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
-        dims = points.ndim - 1
-        pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[dims]
-
-        sides = self._window(scene, points)
+        boxes = [
+            _box(n, side).to(points.device)
+            for n, side in zip(points.shape[1:], self._window(scene, points), strict=True)
+        ]
 
         def mean(maps: Tensor) -> Tensor:
-            maps = maps[:, None]
-            for axis, side in enumerate(sides):  # a box is as good as its sides one after the other, and far cheaper
-                window = [side if a == axis else 1 for a in range(dims)]
-                maps = pool(maps, window, 1, [n // 2 for n in window], count_include_pad=False)
-            return maps[:, 0]
+            return apply_along_axes(boxes, maps)  # on a CPU ten times as fast as pooling
 
         def moments(grey: Tensor) -> tuple[Tensor, Tensor]:
             average, square = mean(torch.cat([grey, grey.square()]))
@@ -76,6 +71,13 @@ class LnccTerm(Term):
             min(1 + 2 * round((self.kernel * min(steps) / step - 1) / 2), (n - 1) // 2 * 2 + 1)
             for step, n in zip(steps, points.shape[1:], strict=True)
         ]
+
+
+def _box(size: int, side: int) -> Tensor:
+    """Matrix `[size, size]` of means over so many neighbours along an axis, fewer at its ends."""
+    places = torch.arange(size)
+    near = ((places[:, None] - places).abs() <= side // 2).float()
+    return near / near.sum(1, keepdim=True)
 
 
 class StructureTerm(Term):

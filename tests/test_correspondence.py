@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -158,6 +159,21 @@ def test_lncc_does_not_reward_an_emptied_window() -> None:
     assert loss(points + 500.0) > 0.95
     self_loss = LnccTerm(kernel=9).prepare(Scene(view, view), points)
     assert self_loss(points) < 0.02
+
+
+def test_lncc_is_the_mean_squared_correlation_over_windows_that_the_border_cuts() -> None:
+    shape = (12, 16)
+    both = [texture(shape, 2, seed=n) for n in (1, 2)]
+    views = [View(image, embedding(shape), image[:0]) for image in both]
+    points = identity_points(shape)
+    squared = [
+        np.corrcoef(*[image[0, max(0, i - 2) : i + 3, max(0, j - 2) : j + 3].flatten().numpy() for image in both])[0, 1]
+        ** 2
+        for i in range(shape[0])
+        for j in range(shape[1])
+    ]
+    loss = LnccTerm(kernel=5, floor=1e-4).prepare(Scene(*views), points)
+    assert abs(float(loss(points)) - (1 - np.mean(squared))) < 1e-3
 
 
 def test_the_fit_starts_at_a_copy_of_the_initial_map() -> None:
