@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class Level:
     Attributes:
         size: voxels along the longest side of the sampling grid.
         controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone. A
-            level with fewer than 1.5 voxels for each, because the image or the most `voxels` of a grid allow no more,
+            level with fewer than 1.5 voxels for each, because the image or the `most` voxels of a grid allow no more,
             is left out.
         steps: Adam steps.
     """
@@ -53,12 +54,13 @@ class Fit:
         kind: "rigid", "affine", "bspline", "dense" or "svf".
         levels: coarse to fine. Global kinds use the levels' size and steps only.
         smoothness: lambda, weight of the bending energy with lengths measured in the finest level's control intervals:
-            bends that its grid can just express cost the same in any fit. This and `stiffness`: a number, or one for
-            pictures and one for volumes.
+            bends that its grid can just express cost the same in any fit. Levels beyond `voxels` measure in their own.
+            This and `stiffness`: a number, or one for pictures and one for volumes.
         stiffness: mu; it holds the affine back as well, where little else does.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
         voxels: of a sampling grid at most; bounds time and memory in volumes.
+        most: voxels of a grid whose control intervals would have fewer than 1.5 of them otherwise; None: `voxels`.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
             and dense displacements).
@@ -71,6 +73,7 @@ class Fit:
     step: float = 0.02
     affine_first: bool = True
     voxels: int = 270_000
+    most: int | None = None
     both_ways: int | None = None
 
     def __post_init__(self) -> None:
@@ -154,24 +157,36 @@ def fit_transformation(
     device = scene.fixed.image.device
     scene = replace(scene, to_moving=to_moving)
     transformation = start(fit, fixed, device, initial)
-    levels = fit.levels if isinstance(transformation, Linear) else _resolved(fit, fixed)
-    bending = weight_for(fit.smoothness, len(fixed.shape)) / max([1, *(level.controls for level in levels)]) ** 2
-    for level in levels:
+    for level, grid, bending in _schedule(fit, fixed, every=isinstance(transformation, Linear)):
         if level.controls:
             transformation = transformation.refined(level.controls)
-        _fit_level(transformation, level, scene, fixed, to_moving, objective, fit, bending)
+        _fit_level(transformation, level, grid, scene, fixed, to_moving, objective, fit, bending)
     return transformation.requires_grad_(False)
 
 
-def _resolved(fit: Fit, fixed: Grid) -> list[Level]:
-    """The first level and those whose control intervals hold 1.5 voxels at least."""
-    finest = [max(fixed.coarsened(level.size, fit.voxels).shape) / 1.5 for level in fit.levels]
-    return [level for n, level in enumerate(fit.levels) if n == 0 or level.controls <= finest[n]]
+def _schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[tuple[Level, Grid, float]]:
+    """Levels with their sampling grids and weights of the bending energy.
+
+    The first level always, of the others those whose control intervals hold 1.5 voxels at least (`every`: all).
+    """
+    usual, beyond = [], []
+    for level in fit.levels:
+        grid, needed = fixed.coarsened(level.size, fit.voxels), 1.5 * level.controls
+        if every or not usual or max(grid.shape) >= needed:
+            usual.append((level, grid))
+            continue
+        grid = fixed.coarsened(min(level.size, ceil(needed)), fit.most or fit.voxels)
+        if max(grid.shape) >= needed:
+            beyond.append((level, grid))
+    finest = max([1, *(level.controls for level, _ in usual)])
+    smoothness = weight_for(fit.smoothness, len(fixed.shape))
+    return [(level, grid, smoothness / max(finest, level.controls) ** 2) for level, grid in [*usual, *beyond]]
 
 
 def _fit_level(
     transformation: Transformation,
     level: Level,
+    grid: Grid,
     scene: Scene,
     fixed: Grid,
     to_moving: Tensor,
@@ -179,7 +194,6 @@ def _fit_level(
     fit: Fit,
     bending: float,
 ) -> None:
-    grid = fixed.coarsened(level.size, fit.voxels)
     points = level_points(grid, fixed, scene.fixed.image.device)
     scale = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, grid.shape, strict=True)]).to(points)
     scale = scale.reshape(-1, *[1] * (points.ndim - 1))
