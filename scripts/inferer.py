@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .clock import Clock
 from .correspond import Method, correspond, pair_up
-from .correspondence import Fit, fit_transformation
+from .correspondence import fit_transformation
 from .errors import InputError, as_bool
 from .geometry import folding_percent, warp
 from .grid import Grid
@@ -32,6 +32,7 @@ from .registration import RegionPairs, Registration
 from .request import PairRequest
 from .same_scene import SameScene
 from .scene import Scene, View
+from .schedule import Fit
 from .segmenters.embedding import Embedding
 from .segmenters.growing import SliceWise
 from .segmenters.metered import Metered

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .correspondence import Fit, fit_transformation, level_points
+from .correspondence import fit_transformation, level_points
 from .geometry import identity_points, sample, transform_points
 from .global_search import GlobalSearch, search_starts
 from .grid import Grid
 from .intensity_terms import StructureTerm
 from .objectives import Objective
 from .scene import Scene
+from .schedule import Fit
 from .structure import standing_view
 from .terms import Loss
 

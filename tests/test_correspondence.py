@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy import disc
 
-from scripts.correspondence import Fit, Level, fit_transformation, start
+from scripts.correspondence import fit_transformation, start
 from scripts.errors import InputError
 from scripts.feature_term import Lookup
 from scripts.geometry import compose, folding_percent, identity_matrix, identity_points, sample, warp
@@ -20,6 +20,7 @@ from scripts.grid import Grid
 from scripts.intensity_terms import LnccTerm, MutualInformationTerm
 from scripts.objectives import Objective, bending_energy, membrane_energy
 from scripts.scene import Scene, View
+from scripts.schedule import Fit, Level
 from scripts.segmenters.embedding import Embedding
 from scripts.transformations import Transformation
 
@@ -111,6 +112,25 @@ def test_a_level_finer_than_the_image_is_left_out() -> None:
     finer = replace(coarse, levels=[*coarse.levels, Level(72, 64, 10)])
     fields = [fit_transformation(scene, GRID, identity_matrix(2), ROI, fit)(GRID) for fit in (coarse, finer)]
     assert torch.equal(*fields) and fields[0].abs().max() > 0.5
+
+
+def test_a_fine_level_gets_as_many_voxels_as_its_intervals_need() -> None:
+    """A ripple too fine for the usual grid is found on the level's own, and not where that is not allowed either."""
+    shape = (40, 36, 32)
+    points, grid, start_at = identity_points(shape), Grid(shape, (1.0, 1.0, 1.0)), identity_matrix(3)
+    moving = texture(shape, 2)
+    field = torch.stack([0.8 * torch.sin(points[1] / 2), torch.zeros(shape), torch.zeros(shape)])
+    scene = Scene(View(warp(moving, field), embedding(shape), moving), View(moving, embedding(shape), moving))
+    objective = Objective([{"term": "lncc", "kernel": 5}])
+    coarse = Fit(levels=[Level(20, 8, 5)], smoothness=1e-4, voxels=20**3)
+    fine = replace(coarse, levels=[*coarse.levels, Level(40, 24, 40)])
+    found = [
+        fit_transformation(scene, grid, start_at, objective, fit)(grid)
+        for fit in (coarse, fine, replace(fine, most=30**3), replace(fine, most=50_000))
+    ]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    left = [(f - field)[:, 6:-6, 6:-6, 6:-6].norm(dim=0).mean().item() for f in (found[0], found[3])]
+    assert left[1] < 0.5 * left[0]
 
 
 def test_correlation_windows_are_cubes_in_millimetres() -> None:

@@ -10,7 +10,6 @@ import torch
 from toy import DiscSegmenter, box_around, disc
 
 from scripts.correspond import Method
-from scripts.correspondence import Fit, Level
 from scripts.errors import InputError
 from scripts.geometry import transform_points
 from scripts.inferer import PromptRegInferer, understood
@@ -19,6 +18,7 @@ from scripts.prompt_sampling import Sampling
 from scripts.prompts import GivenPrompt
 from scripts.registration import ImageInfo
 from scripts.request import PairRequest
+from scripts.schedule import Fit, Level
 
 FEATURES = Objective([{"term": "features"}])
 FIT = Fit(kind="affine", levels=[Level(16, 0, 40), Level(32, 0, 40)])

@@ -12,13 +12,13 @@ from skimage import data
 from torch import Tensor
 from toy import DiscSegmenter
 
-from scripts.correspondence import Fit, Level
 from scripts.geometry import identity_points, resize_by_area, sample, transform_points
 from scripts.global_search import GlobalSearch, search_starts
 from scripts.grid import Grid
 from scripts.objectives import Objective
 from scripts.same_scene import SameScene
 from scripts.scene import Scene, View
+from scripts.schedule import Fit, Level
 from scripts.structure import oriented_gradients, shown, standing_view
 
 SIZE = 160

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from toy import DiscSegmenter, disc
 
-from scripts.correspondence import Fit, Level
 from scripts.errors import InputError
 from scripts.geometry import identity_points, sample
 from scripts.methods.samreg import Filter, Regions, SAMReg, match
@@ -19,6 +18,7 @@ from scripts.objectives import Objective
 from scripts.prompt_sampling import Sampling
 from scripts.registration import ImageInfo
 from scripts.request import PairRequest
+from scripts.schedule import Fit, Level
 
 FIT = Fit(kind="svf", levels=[Level(32, 0, 40), Level(32, 4, 40)])
 GRID = Sampling(how="grid", count=25, click_sizes=(0.2, 0.4))

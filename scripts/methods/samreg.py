@@ -29,7 +29,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..correspondence import Fit, fit_transformation
+from ..correspondence import fit_transformation
 from ..errors import InputError, as_bool
 from ..geometry import identity_points, transform_points
 from ..grid import Grid
@@ -40,6 +40,7 @@ from ..prompts import Prompts, batched
 from ..prototypes import centred_features, prototype, region_weights
 from ..request import PairRequest
 from ..scene import Scene, View
+from ..schedule import Fit
 from ..segmenters.embedding import Embedding
 from ..segmenters.protocol import Decoded, Segmenter
 from .protocol import Mapped

@@ -1,0 +1,96 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Coarse to fine: the levels of a fit, and which of them an image's grid can resolve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil
+
+from .errors import InputError, as_bool
+from .grid import Grid
+from .kinds import build
+from .transformations import Linear
+from .weighing import Weight, check_weight, weight_for
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step from coarse to fine.
+
+    Attributes:
+        size: voxels along the longest side of the sampling grid.
+        controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone. A
+            level with fewer than 1.5 voxels for each, because the image or the `most` voxels of a grid allow no more,
+            is left out.
+        steps: Adam steps.
+    """
+
+    size: int
+    controls: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a transformation is fitted.
+
+    Attributes:
+        kind: "rigid", "affine", "bspline", "dense" or "svf".
+        levels: coarse to fine. Global kinds use the levels' size and steps only.
+        smoothness: lambda, weight of the bending energy with lengths measured in the finest level's control intervals:
+            bends that its grid can just express cost the same in any fit. Levels beyond `voxels` measure in their own.
+            This and `stiffness`: a number, or one for pictures and one for volumes.
+        stiffness: mu; it holds the affine back as well, where little else does.
+        step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
+        affine_first: let free-form kinds ride on an affine.
+        voxels: of a sampling grid at most; bounds time and memory in volumes.
+        most: voxels of a grid whose control intervals would have fewer than 1.5 of them otherwise; None: `voxels`.
+        both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
+            less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
+            and dense displacements).
+    """
+
+    kind: str = "svf"
+    levels: list[Level] = field(default_factory=list)
+    smoothness: Weight = 1e-2
+    stiffness: Weight = 0.0
+    step: float = 0.02
+    affine_first: bool = True
+    voxels: int = 270_000
+    most: int | None = None
+    both_ways: int | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            levels = [level if isinstance(level, Level) else Level(**level) for level in self.levels]
+        except TypeError as error:
+            raise InputError(
+                f"fit: levels are {self.levels!r}, expected e.g. [{{'size': 64, 'controls': 16, 'steps': 40}}]"
+            ) from error
+        if not all(level.size > 1 and level.controls >= 0 and level.steps > 0 for level in levels):
+            raise InputError(f"fit: levels are {levels}, expected sizes above 1, controls from 0 and steps from 1 on")
+        for name in ("smoothness", "stiffness"):
+            check_weight(getattr(self, name), f"fit: {name}")
+        object.__setattr__(self, "levels", levels)
+        object.__setattr__(self, "affine_first", as_bool(self.affine_first, "fit: affine_first"))
+        kind = build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work
+        if not self.affine_first and not isinstance(kind, Linear) and not all(level.controls for level in levels):
+            raise InputError("fit: a level of 0 controls fits the affine alone, which affine_first: false leaves out")
+
+
+def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[tuple[Level, Grid, float]]:
+    """Levels with their sampling grids and weights of the bending energy.
+
+    The first level always, of the others those whose control intervals hold 1.5 voxels at least (`every`: all).
+    """
+    chosen: list[tuple[Level, Grid, bool]] = []
+    for level in fit.levels:
+        grid, needed = fixed.coarsened(level.size, fit.voxels), 1.5 * level.controls
+        usual = every or not chosen or max(grid.shape) >= needed
+        if not usual:
+            grid = fixed.coarsened(min(level.size, ceil(needed)), fit.most or fit.voxels)
+        if usual or max(grid.shape) >= needed:
+            chosen.append((level, grid, usual))
+    finest = max([1, *(level.controls for level, _, usual in chosen if usual)])
+    smoothness = weight_for(fit.smoothness, len(fixed.shape))
+    return [(level, grid, smoothness / max(finest, level.controls) ** 2) for level, grid, _ in chosen]
