@@ -71,6 +71,9 @@ class Fit:
             raise InputError(f"fit: levels are {levels}, expected sizes above 1, controls from 0 and steps from 1 on")
         for name in ("smoothness", "stiffness"):
             check_weight(getattr(self, name), f"fit: {name}")
+        for name, bound in (("voxels", self.voxels), ("most", self.voxels if self.most is None else self.most)):
+            if isinstance(bound, bool) or not isinstance(bound, int) or bound < 1:
+                raise InputError(f"fit: {name} is {bound!r}, expected a whole number of voxels from 1 on")
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "affine_first", as_bool(self.affine_first, "fit: affine_first"))
         kind = build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work

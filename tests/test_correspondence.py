@@ -324,6 +324,13 @@ def test_levels_that_are_left_out_change_nothing() -> None:
     assert torch.equal(*fields)
 
 
+@pytest.mark.parametrize("value", [0, "abc", True, 1.5e5])
+@pytest.mark.parametrize("name", ["voxels", "most"])
+def test_bounds_of_grids_are_whole_numbers(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"fit: {name} is .* expected a whole number"):
+        Fit(levels=[Level(16, 4, 5)], **{name: value})
+
+
 @pytest.mark.parametrize("value", [-1.0, "abc", True, float("nan")])
 @pytest.mark.parametrize("name", ["smoothness", "stiffness"])
 def test_weights_are_numbers_from_zero_on(name: str, value: object) -> None:
