@@ -122,7 +122,7 @@ def _fit_level(
         [{"params": [p], "lr": fit.step / max(1, level.controls if free else 4)} for p, free in active],
         betas=(0.9, 0.99),
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, level.steps)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, level.steps)
     with torch.enable_grad():
         for _ in range(level.steps):
             optimiser.zero_grad()
@@ -136,7 +136,7 @@ def _fit_level(
                 total = total + stiffness * membrane_energy(ddf, per_unit)
             total.backward()
             optimiser.step()
-            schedule.step()
+            annealing.step()
 
 
 def _parameters(transformation: Transformation, *, deform: bool) -> list[tuple[Tensor, bool]]:

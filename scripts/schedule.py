@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 
 from .errors import InputError, as_bool
 from .grid import Grid
@@ -20,8 +20,8 @@ class Level:
     Attributes:
         size: voxels along the longest side of the sampling grid.
         controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone. A
-            level with fewer than 1.5 voxels for each, because the image or the `most` voxels of a grid allow no more,
-            is left out.
+            level with fewer than 1.5 voxels for each, because the image or its grid's bound allows no more, is
+            left out.
         steps: Adam steps.
     """
 
@@ -44,7 +44,8 @@ class Fit:
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
         voxels: of a sampling grid at most; bounds time and memory in volumes.
-        most: voxels of a grid whose control intervals would have fewer than 1.5 of them otherwise; None: `voxels`.
+        fine_voxels: likewise, for a level whose control intervals would hold fewer than 1.5 voxels otherwise; None: as
+            `voxels`.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
             and dense displacements).
@@ -57,7 +58,7 @@ class Fit:
     step: float = 0.02
     affine_first: bool = True
     voxels: int = 270_000
-    most: int | None = None
+    fine_voxels: int | None = None
     both_ways: int | None = None
 
     def __post_init__(self) -> None:
@@ -67,13 +68,19 @@ class Fit:
             raise InputError(
                 f"fit: levels are {self.levels!r}, expected e.g. [{{'size': 64, 'controls': 16, 'steps': 40}}]"
             ) from error
-        if not all(level.size > 1 and level.controls >= 0 and level.steps > 0 for level in levels):
-            raise InputError(f"fit: levels are {levels}, expected sizes above 1, controls from 0 and steps from 1 on")
+        if not all(_whole(lv.size, 2) and _whole(lv.controls, 0) and _whole(lv.steps, 1) for lv in levels):
+            raise InputError(
+                f"fit: levels are {levels}, expected whole sizes above 1, controls from 0, steps from 1 on"
+            )
         for name in ("smoothness", "stiffness"):
             check_weight(getattr(self, name), f"fit: {name}")
-        for name, bound in (("voxels", self.voxels), ("most", self.voxels if self.most is None else self.most)):
-            if isinstance(bound, bool) or not isinstance(bound, int) or bound < 1:
-                raise InputError(f"fit: {name} is {bound!r}, expected a whole number of voxels from 1 on")
+        if isinstance(self.step, bool) or not isinstance(self.step, int | float) or not 0 < self.step < inf:
+            raise InputError(f"fit: step is {self.step!r}, expected a number above 0")
+        for name, least, none in (("voxels", 1, False), ("fine_voxels", 1, True), ("both_ways", 0, True)):
+            value = getattr(self, name)
+            if not _whole(value, least) and not (none and value is None):
+                expected = f"a whole number from {least} on" + (", or null" if none else "")
+                raise InputError(f"fit: {name} is {value!r}, expected {expected}")
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "affine_first", as_bool(self.affine_first, "fit: affine_first"))
         kind = build(self.kind, Grid((4, 4), (1.0, 1.0)), 1)  # an unknown kind fails here, before any work
@@ -81,17 +88,22 @@ class Fit:
             raise InputError("fit: a level of 0 controls fits the affine alone, which affine_first: false leaves out")
 
 
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[tuple[Level, Grid, float]]:
     """Levels with their sampling grids and weights of the bending energy.
 
-    The first level always, of the others those whose control intervals hold 1.5 voxels at least (`every`: all).
+    The first level always; of the others those whose control intervals hold 1.5 voxels at least (`every`: all), of the
+    usual grid or else of one as fine as that needs.
     """
     chosen: list[tuple[Level, Grid, bool]] = []
     for level in fit.levels:
         grid, needed = fixed.coarsened(level.size, fit.voxels), 1.5 * level.controls
         usual = every or not chosen or max(grid.shape) >= needed
         if not usual:
-            grid = fixed.coarsened(min(level.size, ceil(needed)), fit.most or fit.voxels)
+            grid = fixed.coarsened(min(level.size, ceil(needed)), fit.fine_voxels or fit.voxels)
         if usual or max(grid.shape) >= needed:
             chosen.append((level, grid, usual))
     finest = max([1, *(level.controls for level, _, usual in chosen if usual)])
