@@ -6,7 +6,7 @@
 
 Features F are `[C, *g]`; the region w is `[*mask]` in [0, 1] over the same model input and is resampled by area to g.
 Centring subtracts the image's own mean feature first. The paper does not centre; without it every cosine is near one
-(docs/results.md, "Centring").
+(docs/log.md, "Centring").
 """
 
 from __future__ import annotations

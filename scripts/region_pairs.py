@@ -1,7 +1,7 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
 """How far a pair of regions is trusted: cues, confidence, consensus, and "no correspondence".
 
-Not in the paper, which fits to every pair; a few wrong ones ruin the fit (docs/results.md, "Consensus").
+Not in the paper, which fits to every pair; a few wrong ones ruin the fit (docs/log.md, "Consensus").
 """
 
 from __future__ import annotations
