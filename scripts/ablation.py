@@ -70,7 +70,7 @@ def main(data: str, sets: list[str] | None = None, experiment: str = "ablation",
             for variant, method in variants.items():
                 seen = pair if method.inferer.same_scene else replace(pair, edges=None)
                 fitted = method.inferer.fitted(seen, pairs)
-                found = scores(truth, fitted.ddf, fitted.to_moving)
+                found = scores(truth, fitted.ddf.cpu(), fitted.to_moving.cpu())
                 score = next(s for s in (found.get("dice_mean"), found.get("tre_mean")) if s is not None)
                 table[name][variant].append(score)
                 folded = folding_percent(fitted.ddf)

@@ -90,6 +90,16 @@ def configured_with(
     return workflow.inferer, parsed("network"), parsed(name)
 
 
+def peak_memory() -> float:
+    """Most that this process has held so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def on_the_gpu() -> str:
+    """Likewise of a GPU, where one is in use."""
+    return f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU" if torch.cuda.is_initialized() else ""
+
+
 def largest(mask: Tensor) -> Tensor:
     """The largest connected part of a mask `[*S]`."""
     return KeepLargestConnectedComponent()(mask[None].float())[0] > 0
@@ -124,11 +134,12 @@ def correspondence(data: str, overlays: list[str] | None = None, prompt: str = "
                     continue
                 drawn = (box, None) if prompt == "box" else (deepest(source), torch.ones(1))
                 given = [GivenPrompt(str(label), *drawn)]
-                found = inferer.register(replace(pair.request, prompts=given), network).pairs
-                place = found.fixed_prompts.coordinates[0].mean(0).round().long()
+                pairs = inferer.register(replace(pair.request, prompts=given), network).pairs
+                fixed_region, moving_region = (r.cpu() > 0.5 for r in (pairs.fixed_regions, pairs.moving_regions))
+                place = pairs.fixed_prompts.coordinates[0].mean(0).round().long().cpu()
                 structure = target if prompt == "box" else pair.fixed_label == label
-                dice = float(soft_dice((found.fixed_regions > 0.5).float(), target[None].float()))
-                own = float(soft_dice((found.moving_regions > 0.5).float(), source[None].float()))
+                dice = float(soft_dice(fixed_region.float(), target[None].float()))
+                own = float(soft_dice(moving_region.float(), source[None].float()))
                 rows.append((dice, bool(structure[tuple(place)]), own))
                 print(
                     f"{name} {pair.name:<24} Dice {dice:.3f} inside {rows[-1][1]} (moving side {own:.3f})", flush=True
@@ -146,10 +157,11 @@ def registration(data: str, overlays: list[str] | None = None, sets: list[str] |
         for pair in pairs_of(Path(data), name):
             began = perf_counter()
             result = inferer.register(pair.request, network)
+            field = result.ddf.cpu()  # waits for a GPU
             seconds = perf_counter() - began
             scores = []
-            for ddf in (torch.zeros_like(result.ddf), result.ddf):
-                moved = warp(pair.moving_label[None].float(), ddf, result.to_moving, mode="nearest")[0]
+            for ddf in (torch.zeros_like(field), field):
+                moved = warp(pair.moving_label[None].float(), ddf, result.to_moving.cpu(), mode="nearest")[0]
                 scores.append(statistics.mean(label_dice(pair.fixed_label, moved.long()).values()))
             decodes = result.counts["decodes"] / max(1, len(result.pairs))
             rows.append((*scores, result.folding_percent, seconds, decodes))
@@ -203,8 +215,7 @@ def cost(data: str, overlays: list[str] | None = None, repeats: int = 5, **overr
     print(f"{'total':<30} {total:7.2f} s")
     print(f"{encodes} encodes of {encode:.3f} s, {decodes} decodes of {decode:.3f} s: {model:.2f} s")
     print(f"ratio {total / model:.3f}; decodes per prompt and transform {decodes / len(result.pairs):.1f}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"peak memory {peak:.0f} MB, {torch.get_num_threads()} threads")
+    print(f"peak memory {peak_memory():.0f} MB{on_the_gpu()}, {torch.get_num_threads()} threads")
 
 
 def volumes(
@@ -237,12 +248,12 @@ def volumes(
         began = perf_counter()
         result = inferer.register(PairRequest(volume, moving, lies, lies), network)
         total, encodes = perf_counter() - began, result.counts["encodes"]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # grows only: from few slices to many
+        peak = peak_memory()  # grows only: from few slices to many
         encoding = result.seconds["encode both images"]
         costs.append((total, peak / 1024))
         print(
             f"{size} x {size} x {count}: {total:.0f} s, of which {encoding:.0f} s for {encodes} slices ({unit:.2f} s "
-            f"for one alone), ratio {total / encoding:.2f}, {peak:.0f} MB",
+            f"for one alone), ratio {total / encoding:.2f}, {peak:.0f} MB{on_the_gpu()}",
             flush=True,
         )
     if output:

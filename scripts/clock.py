@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
+import torch
 from tqdm import tqdm
 
 STAGES = 6  # of a registration
@@ -41,5 +42,7 @@ class Clock:
         self._bar.set_description(stage)
         began = perf_counter()
         yield
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # what a GPU was asked for counts where it was asked
         self.seconds[stage] = perf_counter() - began
         self._bar.update()

@@ -15,13 +15,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .free_form import BSpline, Dense
+from .free_form import BSpline, Dense, interpolated
 from .geometry import identity_points, transform_points
 from .grid import Grid
 from .kinds import build
 from .objectives import Objective, bending_energy, membrane_energy
 from .scene import Scene
-from .schedule import Fit, Level, schedule
+from .schedule import Fit, Stage, schedule
 from .transformations import Affine, Composite, Linear, Transformation
 from .weighing import weight_for
 
@@ -91,31 +91,31 @@ def fit_transformation(
     device = scene.fixed.image.device
     scene = replace(scene, to_moving=to_moving)
     transformation = start(fit, fixed, device, initial)
-    for level, grid, bending in schedule(fit, fixed, every=isinstance(transformation, Linear)):
-        if level.controls:
-            transformation = transformation.refined(level.controls)
-        _fit_level(transformation, level, grid, scene, fixed, to_moving, objective, fit, bending)
+    for stage in schedule(fit, fixed, every=isinstance(transformation, Linear)):
+        if stage.level.controls:
+            transformation = transformation.refined(stage.level.controls)
+        _fit_stage(transformation, stage, scene, fixed, to_moving, objective, fit)
     return transformation.requires_grad_(False)
 
 
-def _fit_level(
+def _fit_stage(
     transformation: Transformation,
-    level: Level,
-    grid: Grid,
+    stage: Stage,
     scene: Scene,
     fixed: Grid,
     to_moving: Tensor,
     objective: Objective,
     fit: Fit,
-    bending: float,
 ) -> None:
+    level, grid = stage.level, stage.grid
     points = level_points(grid, fixed, scene.fixed.image.device)
-    scale = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, grid.shape, strict=True)]).to(points)
+    carrier = transformation.carrier(grid)  # a finer grid only interpolates it, so adds nothing to how the map bends
+    scale = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, carrier.shape, strict=True)]).to(points)
     scale = scale.reshape(-1, *[1] * (points.ndim - 1))
-    per_unit, stiffness = grid.voxels_per_unit(points.device), weight_for(fit.stiffness, len(fixed.shape))
+    per_unit, stiffness = carrier.voxels_per_unit(points.device), weight_for(fit.stiffness, len(fixed.shape))
     loss = objective.prepare(scene, points, level.controls)
     back = None
-    if transformation.invertible and fit.both_ways is not None and level.controls >= fit.both_ways:
+    if transformation.invertible and stage.both_ways:
         back = objective.prepare(scene.swapped(), transform_points(to_moving, points), level.controls)
     active = _parameters(transformation, deform=level.controls > 0)
     optimiser = torch.optim.Adam(
@@ -126,12 +126,12 @@ def _fit_level(
     with torch.enable_grad():
         for _ in range(level.steps):
             optimiser.zero_grad()
-            ddf = transformation(grid)
-            total = loss(transform_points(to_moving, points + ddf * scale))
+            ddf = transformation(carrier)
+            total = loss(transform_points(to_moving, points + interpolated(ddf * scale, grid)))
             if back is not None:
-                total = (total + back(points + transformation.inverse(grid) * scale)) / 2
+                total = (total + back(points + interpolated(transformation.inverse(carrier) * scale, grid))) / 2
             if level.controls:
-                total = total + bending * bending_energy(ddf, per_unit)
+                total = total + stage.bending * bending_energy(ddf, per_unit)
             if stiffness:
                 total = total + stiffness * membrane_energy(ddf, per_unit)
             total.backward()

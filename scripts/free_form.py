@@ -36,6 +36,14 @@ def spline_basis(samples: int, controls: int, degree: int) -> Tensor:
     return basis.float()
 
 
+def interpolated(values: Tensor, target: Grid) -> Tensor:
+    """Values `[C, *S]` of a grid on another one over the same extent, linearly: `[C, *target.shape]`."""
+    if values.shape[1:] == target.shape:
+        return values
+    between = [spline_basis(n, m, 1) for n, m in zip(target.shape, values.shape[1:], strict=True)]
+    return apply_along_axes(between, values)
+
+
 class FreeForm(Transformation):
     """Displacement spanned by B-splines on a regular grid of control points.
 
@@ -106,26 +114,28 @@ class StationaryVelocity(FreeForm):
 
     invertible = True
     samples: ClassVar = {2: 16, 3: 2}  # per control interval, by dimensions
+    stride: ClassVar = {2: 0.5, 3: 2.0}  # voxels that a step of the integration may move, likewise
 
     def _exponential(self, velocity: Tensor) -> Tensor:
-        # So many steps that each moves by half a voxel at most; the first by the midpoint rule.
-        squarings = max(0, ceil(log2(max(float(velocity.detach().abs().amax()), 1e-6) / 0.5)))
+        # So many steps that none moves further than the stride; the first by the midpoint rule. In volumes, where
+        # compositions cost most, shorter ones would change the map by a thousandth of a voxel.
+        stride = self.stride[len(velocity)]
+        squarings = max(0, ceil(log2(max(float(velocity.detach().abs().amax()), 1e-6) / stride)))
         step = velocity / 2**squarings
         field = sample(step, identity_points(step.shape[1:], device=step.device) + step / 2, padding="border")
         for _ in range(squarings):
             field = compose(field, field)
         return field
 
-    def _integrated(self, grid: Grid, sign: int) -> Tensor:
-        # A few samples per control interval carry the field; finer grids interpolate between them. In volumes every one
-        # more costs eight times as much.
+    def carrier(self, grid: Grid) -> Grid:
+        # A few samples per control interval carry the field. In volumes every one more costs eight times as much.
         controls = max(self.coefficients.shape[1:]) - self.degree
-        coarse = grid.coarsened(min(max(grid.shape), self.samples[len(grid.shape)] * controls + 1))
-        field = self._exponential(sign * self.span(coarse)) / coarse.voxels_per_unit(self.coefficients.device)
-        if coarse.shape != grid.shape:
-            between = [spline_basis(n, m, 1) for n, m in zip(grid.shape, coarse.shape, strict=True)]
-            field = apply_along_axes(between, field)
-        return field * grid.voxels_per_unit(field.device)
+        return grid.coarsened(min(max(grid.shape), self.samples[len(grid.shape)] * controls + 1))
+
+    def _integrated(self, grid: Grid, sign: int) -> Tensor:
+        carrier = self.carrier(grid)
+        units = self._exponential(sign * self.span(carrier)) / carrier.voxels_per_unit(self.coefficients.device)
+        return interpolated(units, grid) * grid.voxels_per_unit(units.device)
 
     def forward(self, grid: Grid) -> Tensor:
         return self._integrated(grid, 1)

@@ -74,7 +74,8 @@ def sample(image: Tensor, points: Tensor, *, mode: str = "bilinear", padding: st
         )
     sizes = torch.tensor(image.shape[1:], dtype=points.dtype, device=points.device)
     scale = (2.0 / (sizes - 1).clamp(min=1)).reshape(-1, *[1] * dims)
-    grid = (points * scale - 1.0).flip(0).movedim(0, -1)  # grid_sample wants the last axis first
+    # grid_sample wants the last axis first, and is quicker where a point's coordinates lie together.
+    grid = torch.stack((points * scale - 1.0).unbind(0)[::-1], dim=-1)
     values = image if image.is_floating_point() else image.float()
     return F.grid_sample(
         values[None], grid[None].to(values.dtype), mode=mode, padding_mode=padding, align_corners=True

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import ceil, inf
+from math import inf
 
 from .errors import InputError, as_bool
 from .grid import Grid
@@ -20,14 +20,31 @@ class Level:
     Attributes:
         size: voxels along the longest side of the sampling grid.
         controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone. A
-            level with fewer than 1.5 voxels for each, because the image or its grid's bound allows no more, is
-            left out.
+            level with fewer than 1.5 voxels for each (1.75 if it is `fine`, see `Fit`), because the image or its grid's
+            bound allows no more, is left out.
         steps: Adam steps.
     """
 
     size: int
     controls: int
     steps: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A level on one image.
+
+    Attributes:
+        level: what it is a stage of.
+        grid: where the images are compared.
+        bending: weight of the bending energy in units of the longest side.
+        both_ways: whether each image is compared on the other's side as well.
+    """
+
+    level: Level
+    grid: Grid
+    bending: float
+    both_ways: bool
 
 
 @dataclass(frozen=True)
@@ -38,14 +55,15 @@ class Fit:
         kind: "rigid", "affine", "bspline", "dense" or "svf".
         levels: coarse to fine. Global kinds use the levels' size and steps only.
         smoothness: lambda, weight of the bending energy with lengths measured in the finest level's control intervals:
-            bends that its grid can just express cost the same in any fit. Levels beyond `voxels` measure in their own.
-            This and `stiffness`: a number, or one for pictures and one for volumes.
+            bends that its grid can just express cost the same in any fit. Fine levels measure in their own. This and
+            `stiffness`: a number, or one for pictures and one for volumes.
         stiffness: mu; it holds the affine back as well, where little else does.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
         voxels: of a sampling grid at most; bounds time and memory in volumes.
-        fine_voxels: likewise, for a level whose control intervals would hold fewer than 1.5 voxels otherwise; None: as
-            `voxels`.
+        fine: control intervals from which on the levels of a volume are fine ones, which get what detail needs and are
+            spared what it does not: a grid of `fine_voxels`, one way. None: no level is.
+        fine_voxels: as `voxels`, of a fine level.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
             and dense displacements).
@@ -58,7 +76,8 @@ class Fit:
     step: float = 0.02
     affine_first: bool = True
     voxels: int = 270_000
-    fine_voxels: int | None = None
+    fine: int | None = None
+    fine_voxels: int = 2_500_000
     both_ways: int | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +95,12 @@ class Fit:
             check_weight(getattr(self, name), f"fit: {name}")
         if isinstance(self.step, bool) or not isinstance(self.step, int | float) or not 0 < self.step < inf:
             raise InputError(f"fit: step is {self.step!r}, expected a number above 0")
-        for name, least, none in (("voxels", 1, False), ("fine_voxels", 1, True), ("both_ways", 0, True)):
+        for name, least, none in (
+            ("voxels", 1, False),
+            ("fine", 1, True),
+            ("fine_voxels", 1, False),
+            ("both_ways", 0, True),
+        ):
             value = getattr(self, name)
             if not _whole(value, least) and not (none and value is None):
                 expected = f"a whole number from {least} on" + (", or null" if none else "")
@@ -92,20 +116,24 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[tuple[Level, Grid, float]]:
-    """Levels with their sampling grids and weights of the bending energy.
-
-    The first level always; of the others those whose control intervals hold 1.5 voxels at least (`every`: all), of the
-    usual grid or else of one as fine as that needs.
+def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
+    """What a fit goes through on an image: the first level always, of the others (`every`: all) those whose control
+    intervals its grid can resolve.
     """
     chosen: list[tuple[Level, Grid, bool]] = []
     for level in fit.levels:
-        grid, needed = fixed.coarsened(level.size, fit.voxels), 1.5 * level.controls
-        usual = every or not chosen or max(grid.shape) >= needed
-        if not usual:
-            grid = fixed.coarsened(min(level.size, ceil(needed)), fit.fine_voxels or fit.voxels)
-        if usual or max(grid.shape) >= needed:
-            chosen.append((level, grid, usual))
-    finest = max([1, *(level.controls for level, _, usual in chosen if usual)])
+        fine = fit.fine is not None and len(fixed.shape) == 3 and level.controls >= fit.fine
+        grid = fixed.coarsened(level.size, fit.fine_voxels if fine else fit.voxels)
+        if every or not chosen or max(grid.shape) >= (1.75 if fine else 1.5) * level.controls:
+            chosen.append((level, grid, fine))
+    finest = max([1, *(level.controls for level, _, fine in chosen if not fine)])
     smoothness = weight_for(fit.smoothness, len(fixed.shape))
-    return [(level, grid, smoothness / max(finest, level.controls) ** 2) for level, grid, _ in chosen]
+    return [
+        Stage(
+            level,
+            grid,
+            bending=smoothness / max(finest, level.controls) ** 2,
+            both_ways=not fine and fit.both_ways is not None and level.controls >= fit.both_ways,
+        )
+        for level, grid, fine in chosen
+    ]

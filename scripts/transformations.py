@@ -30,6 +30,10 @@ class Transformation(nn.Module, ABC):
     def forward(self, grid: Grid) -> Tensor:
         """Displacement `[D, *grid.shape]` in voxels of `grid`, differentiable."""
 
+    def carrier(self, grid: Grid) -> Grid:
+        """The grid, not finer than `grid`, that carries all of the map: finer ones interpolate it linearly."""
+        return grid
+
     def inverse(self, grid: Grid) -> Tensor:
         """Displacement of the inverse map on `grid`; numerical unless a kind knows better."""
         return invert(self(grid))
@@ -97,6 +101,9 @@ class Composite(Transformation):
         super().__init__()
         self.outer, self.inner = outer, inner
         self.invertible = outer.invertible and inner.invertible
+
+    def carrier(self, grid: Grid) -> Grid:
+        return self.inner.carrier(grid) if isinstance(self.outer, Linear) else grid
 
     def forward(self, grid: Grid) -> Tensor:
         inner = self.inner(grid)

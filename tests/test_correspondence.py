@@ -114,19 +114,19 @@ def test_a_level_finer_than_the_image_is_left_out() -> None:
     assert torch.equal(*fields) and fields[0].abs().max() > 0.5
 
 
-def test_a_fine_level_gets_as_many_voxels_as_its_intervals_need() -> None:
-    """A ripple too fine for the usual grid is found on the level's own, and not where that is not allowed either."""
-    shape = (40, 36, 32)
+def test_a_fine_level_finds_what_the_usual_grid_cannot_show() -> None:
+    """A ripple too fine for the usual grid, and for a fine one that is too coarse for the level's intervals."""
+    shape = (42, 36, 32)
     points, grid, start_at = identity_points(shape), Grid(shape, (1.0, 1.0, 1.0)), identity_matrix(3)
     moving = texture(shape, 2)
     field = torch.stack([0.8 * torch.sin(points[1] / 2), torch.zeros(shape), torch.zeros(shape)])
     scene = Scene(View(warp(moving, field), embedding(shape), moving), View(moving, embedding(shape), moving))
     objective = Objective([{"term": "lncc", "kernel": 5}])
-    coarse = Fit(levels=[Level(20, 8, 5)], smoothness=1e-4, voxels=20**3)
-    fine = replace(coarse, levels=[*coarse.levels, Level(40, 24, 40)])
+    coarse = Fit(levels=[Level(20, 8, 5)], smoothness=1e-4, voxels=20**3, fine=24)
+    fine = replace(coarse, levels=[*coarse.levels, Level(42, 24, 40)])
     found = [
         fit_transformation(scene, grid, start_at, objective, fit)(grid)
-        for fit in (coarse, fine, replace(fine, fine_voxels=30**3), replace(fine, fine_voxels=50_000))
+        for fit in (coarse, replace(fine, fine=None), replace(fine, fine_voxels=30**3), fine)
     ]
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
     left = [(f - field)[:, 6:-6, 6:-6, 6:-6].norm(dim=0).mean().item() for f in (found[0], found[3])]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -11,32 +12,41 @@ from scripts.errors import InputError
 from scripts.grid import Grid
 from scripts.schedule import Fit, Level, schedule
 
-CUBE, BAR = Grid((96, 96, 96), (1.0, 1.0, 1.0)), Grid((96, 48, 48), (1.0, 1.0, 1.0))
-LEVELS = [Level(48, 8, 1), Level(96, 16, 1), Level(96, 48, 1)]
+BAR, SHEET = Grid((96, 48, 48), (1.0, 1.0, 1.0)), Grid((96, 48), (1.0, 1.0))
+FIT = Fit(
+    levels=[Level(48, 8, 1), Level(96, 16, 1), Level(84, 48, 1)],
+    smoothness=[1.0, 2.0],
+    voxels=48 * 24 * 24,
+    fine=48,
+    fine_voxels=84 * 42 * 42,
+    both_ways=16,
+)
 
 
-def test_a_level_beyond_the_usual_grid_gets_what_its_intervals_need() -> None:
-    """48 intervals need 72 voxels: 48 of the usual grid are too few, 72 x 36 x 36 = 93 312 are enough, for a bar."""
+def test_a_fine_level_of_a_volume_gets_a_grid_of_its_own() -> None:
+    """48 intervals need 84 voxels, 84 x 42 x 42 in a bar; one voxel fewer is too few, and so is the usual grid."""
 
-    def shapes(fine_voxels: int | None, grid: Grid) -> list[tuple[int, ...]]:
-        fit = Fit(levels=LEVELS, voxels=48 * 24 * 24, fine_voxels=fine_voxels)
-        return [sampled.shape for _, sampled, _ in schedule(fit, grid)]
+    def shapes(fit: Fit) -> list[tuple[int, ...]]:
+        return [stage.grid.shape for stage in schedule(fit, BAR)]
 
-    usual = shapes(None, BAR)
-    assert len(usual) == 2 and all(prod(shape) <= 48 * 24 * 24 for shape in usual)
-    assert shapes(93_311, BAR) == usual
-    assert shapes(93_312, BAR) == [*usual, (72, 36, 36)]
-    assert shapes(93_312, CUBE) == shapes(None, CUBE)
+    usual = shapes(replace(FIT, fine=None))
+    assert len(usual) == 2 and all(prod(shape) <= FIT.voxels for shape in usual)
+    assert shapes(FIT) == [*usual, (84, 42, 42)]
+    assert shapes(replace(FIT, fine_voxels=FIT.fine_voxels - 1)) == usual
+    assert shapes(replace(FIT, levels=[*FIT.levels[:2], Level(83, 48, 1)])) == usual
 
 
-def test_bending_is_measured_in_the_finest_intervals_of_the_usual_grid_and_beyond_it_in_the_level_s_own() -> None:
-    fit = Fit(levels=LEVELS, smoothness=[1.0, 2.0], voxels=48 * 24 * 24, fine_voxels=100_000)
-    assert [weight for *_, weight in schedule(fit, BAR)] == pytest.approx([2 / 16**2, 2 / 16**2, 2 / 48**2])
+def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way() -> None:
+    volume, picture = schedule(FIT, BAR), schedule(FIT, SHEET)
+    assert [stage.bending for stage in volume] == pytest.approx([2 / 16**2, 2 / 16**2, 2 / 48**2])
+    assert [stage.both_ways for stage in volume] == [False, True, False]
+    assert [stage.bending for stage in picture] == pytest.approx([1 / 48**2] * 3)
+    assert [stage.both_ways for stage in picture] == [False, True, True]
 
 
 def test_an_affine_needs_no_intervals() -> None:
-    fit = Fit(kind="affine", levels=LEVELS, voxels=48 * 24 * 24)
-    assert [level.controls for level, *_ in schedule(fit, BAR, every=True)] == [8, 16, 48]
+    fit = replace(FIT, kind="affine", fine=None)
+    assert [stage.level.controls for stage in schedule(fit, BAR, every=True)] == [8, 16, 48]
 
 
 @pytest.mark.parametrize("level", [{"size": "x"}, {"controls": 8.5}, {"controls": -1}, {"steps": 0}, {"size": True}])
@@ -52,7 +62,7 @@ def test_the_step_is_a_number_above_zero(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, "abc", True, 1.5e5])
-@pytest.mark.parametrize("name", ["voxels", "fine_voxels", "both_ways"])
+@pytest.mark.parametrize("name", ["voxels", "fine", "fine_voxels", "both_ways"])
 def test_bounds_are_whole_numbers(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"fit: {name} is .* expected a whole number"):
         Fit(levels=[Level(16, 4, 5)], **{name: value})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.errors import InputError
-from scripts.free_form import spline_basis
+from scripts.free_form import StationaryVelocity, interpolated, spline_basis
 from scripts.geometry import compose, folding_percent, identity_points, jacobian_determinant
 from scripts.grid import Grid
 from scripts.kinds import build
@@ -86,6 +86,27 @@ def test_large_velocities_do_not_fold_where_displacements_do() -> None:
     grid = Grid((64, 64), (1.0, 1.0))
     assert folding_percent(shaken(made("bspline", grid, 6), 0.12)(grid)) > 1.0
     assert folding_percent(shaken(made("svf", grid, 6), 0.12)(grid)) == 0.0
+
+
+def test_a_carrier_holds_all_of_a_map() -> None:
+    """Finer grids interpolate it, so nothing is lost by judging how the map bends there."""
+    grid = Grid((49, 41, 33), (1.0, 1.0, 1.5))
+    composite = shaken(Composite(Affine(3), made("svf", grid, 6)), 0.03)
+    carrier = composite.carrier(grid)
+    assert max(carrier.shape) == 13
+    steps = grid.voxels_per_unit() / carrier.voxels_per_unit()
+    assert torch.allclose(interpolated(composite(carrier) * steps, grid), composite(grid), atol=1e-4)
+    assert made("composite", grid, 6).carrier(grid) == grid  # of a B-spline: every voxel knows more
+
+
+def test_longer_steps_of_the_integration_give_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid((48, 48, 48), (1.0, 1.0, 1.0))
+    velocity = shaken(made("svf", grid, 24), 0.08)
+    found = velocity(grid)
+    monkeypatch.setattr(StationaryVelocity, "stride", {3: 0.1})
+    exact = velocity(grid)
+    assert exact.abs().max() > 4
+    assert (found - exact).norm(dim=0).mean() < 0.02
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=["2d", "3d"])
