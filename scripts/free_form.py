@@ -58,14 +58,8 @@ class FreeForm(Transformation):
     def __init__(self, grid: Grid, controls: int = 4, *, degree: int = 3) -> None:
         super().__init__()
         self.grid, self.degree = grid, degree
-        self.coefficients = nn.Parameter(torch.zeros(len(grid.shape), *self._control_shape(controls)))
-
-    def _control_shape(self, controls: int) -> list[int]:
-        # A slab of few slices needs no more intervals across than it has steps between slices.
-        return [
-            max(1, min(ceil(controls * extent / self.grid.unit - 1e-6), n - 1)) + self.degree
-            for extent, n in zip(self.grid.extent, self.grid.shape, strict=True)
-        ]
+        shape = [intervals + degree for intervals in grid.intervals(controls)]
+        self.coefficients = nn.Parameter(torch.zeros(len(shape), *shape))
 
     def span(self, grid: Grid) -> Tensor:
         """The spline itself on `grid`, voxels of `grid`."""

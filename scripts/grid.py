@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, prod
+from math import ceil, inf, prod
 
 import torch
 from torch import Tensor
@@ -51,6 +51,15 @@ class Grid:
             size *= max(1.01, (prod(shape) / most) ** (1 / len(shape)))
         spacing = tuple(e / (n - 1) for n, e in zip(shape, self.extent, strict=True))
         return Grid(shape, spacing)
+
+    def intervals(self, longest: int) -> tuple[int, ...]:
+        """How many control intervals each axis gets, `longest` along the longest: cubes as nearly as may be, but no
+        more than steps between voxels (a slab of few slices needs none finer across).
+        """
+        return tuple(
+            max(1, min(ceil(longest * extent / self.unit - 1e-6), n - 1))
+            for extent, n in zip(self.extent, self.shape, strict=True)
+        )
 
     def centred_units(self, device: torch.device | str = "cpu") -> Tensor:
         """`[D, *shape]`: position of each voxel relative to the centre, in units."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, prod
 
 from .errors import InputError, as_bool
 from .grid import Grid
@@ -20,8 +20,8 @@ class Level:
     Attributes:
         size: voxels along the longest side of the sampling grid.
         controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone. A
-            level with fewer than 1.5 voxels for each (1.75 if it is `fine`, see `Fit`), because the image or its grid's
-            bound allows no more, is left out.
+            level with fewer than 1.5 voxels for each, because the image or its grid's bound allows no more, is left
+            out.
         steps: Adam steps.
     """
 
@@ -64,6 +64,7 @@ class Fit:
         fine: control intervals from which on the levels of a volume are fine ones, which get what detail needs and are
             spared what it does not: a grid of `fine_voxels`, one way. None: no level is.
         fine_voxels: as `voxels`, of a fine level.
+        fine_intervals: of a fine level in all at most; with more it is left out. They are what its time grows with.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
             and dense displacements).
@@ -78,6 +79,7 @@ class Fit:
     voxels: int = 270_000
     fine: int | None = None
     fine_voxels: int = 2_500_000
+    fine_intervals: int = 300_000
     both_ways: int | None = None
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class Fit:
             ("voxels", 1, False),
             ("fine", 1, True),
             ("fine_voxels", 1, False),
+            ("fine_intervals", 1, False),
             ("both_ways", 0, True),
         ):
             value = getattr(self, name)
@@ -118,13 +121,15 @@ def _whole(value: object, least: int) -> bool:
 
 def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
     """What a fit goes through on an image: the first level always, of the others (`every`: all) those whose control
-    intervals its grid can resolve.
+    intervals its grid can resolve and, if they are fine ones, are not too many.
     """
     chosen: list[tuple[Level, Grid, bool]] = []
     for level in fit.levels:
         fine = fit.fine is not None and len(fixed.shape) == 3 and level.controls >= fit.fine
         grid = fixed.coarsened(level.size, fit.fine_voxels if fine else fit.voxels)
-        if every or not chosen or max(grid.shape) >= (1.75 if fine else 1.5) * level.controls:
+        resolved = max(grid.shape) >= 1.5 * level.controls
+        bounded = not fine or prod(fixed.intervals(level.controls)) <= fit.fine_intervals
+        if every or not chosen or (resolved and bounded):
             chosen.append((level, grid, fine))
     finest = max([1, *(level.controls for level, _, fine in chosen if not fine)])
     smoothness = weight_for(fit.smoothness, len(fixed.shape))

@@ -14,26 +14,28 @@ from scripts.schedule import Fit, Level, schedule
 
 BAR, SHEET = Grid((96, 48, 48), (1.0, 1.0, 1.0)), Grid((96, 48), (1.0, 1.0))
 FIT = Fit(
-    levels=[Level(48, 8, 1), Level(96, 16, 1), Level(84, 48, 1)],
+    levels=[Level(48, 8, 1), Level(96, 16, 1), Level(72, 48, 1)],
     smoothness=[1.0, 2.0],
     voxels=48 * 24 * 24,
     fine=48,
-    fine_voxels=84 * 42 * 42,
+    fine_voxels=72 * 36 * 36,
+    fine_intervals=48 * 24 * 24,
     both_ways=16,
 )
 
 
 def test_a_fine_level_of_a_volume_gets_a_grid_of_its_own() -> None:
-    """48 intervals need 84 voxels, 84 x 42 x 42 in a bar; one voxel fewer is too few, and so is the usual grid."""
+    """48 intervals need 72 voxels, 72 x 36 x 36 in a bar; one voxel fewer is too few, and so is the usual grid."""
 
     def shapes(fit: Fit) -> list[tuple[int, ...]]:
         return [stage.grid.shape for stage in schedule(fit, BAR)]
 
     usual = shapes(replace(FIT, fine=None))
     assert len(usual) == 2 and all(prod(shape) <= FIT.voxels for shape in usual)
-    assert shapes(FIT) == [*usual, (84, 42, 42)]
+    assert shapes(FIT) == [*usual, (72, 36, 36)]
     assert shapes(replace(FIT, fine_voxels=FIT.fine_voxels - 1)) == usual
-    assert shapes(replace(FIT, levels=[*FIT.levels[:2], Level(83, 48, 1)])) == usual
+    assert shapes(replace(FIT, levels=[*FIT.levels[:2], Level(71, 48, 1)])) == usual
+    assert shapes(replace(FIT, fine_intervals=FIT.fine_intervals - 1)) == usual
 
 
 def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way() -> None:
@@ -62,7 +64,7 @@ def test_the_step_is_a_number_above_zero(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, "abc", True, 1.5e5])
-@pytest.mark.parametrize("name", ["voxels", "fine", "fine_voxels", "both_ways"])
+@pytest.mark.parametrize("name", ["voxels", "fine", "fine_voxels", "fine_intervals", "both_ways"])
 def test_bounds_are_whole_numbers(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"fit: {name} is .* expected a whole number"):
         Fit(levels=[Level(16, 4, 5)], **{name: value})
