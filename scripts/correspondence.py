@@ -32,10 +32,7 @@ def level_points(grid: Grid, fixed: Grid, device: torch.device) -> Tensor:
     """Where the voxels of a level's grid lie, `[D, *grid.shape]` in voxels of the fixed image (first and last
     coincide).
     """
-    steps = [(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, grid.shape, strict=True)]
-    return identity_points(grid.shape, device=device) * torch.tensor(steps, device=device).reshape(
-        -1, *[1] * len(grid.shape)
-    )
+    return identity_points(grid.shape, device=device) * _steps(grid.shape, fixed).to(device)
 
 
 def start(fit: Fit, fixed: Grid, device: torch.device, prior: Transformation | None = None) -> Transformation:
@@ -110,8 +107,7 @@ def _fit_stage(
     level, grid = stage.level, stage.grid
     points = level_points(grid, fixed, scene.fixed.image.device)
     carrier = transformation.carrier(grid)  # a finer grid only interpolates it, so adds nothing to how the map bends
-    scale = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, carrier.shape, strict=True)]).to(points)
-    scale = scale.reshape(-1, *[1] * (points.ndim - 1))
+    from_carrier, from_grid = (_steps(shape, fixed).to(points) for shape in (carrier.shape, grid.shape))
     per_unit, stiffness = carrier.voxels_per_unit(points.device), weight_for(fit.stiffness, len(fixed.shape))
     loss = objective.prepare(scene, points, level.controls)
     back = None
@@ -127,9 +123,9 @@ def _fit_stage(
         for _ in range(level.steps):
             optimiser.zero_grad()
             ddf = transformation(carrier)
-            total = loss(transform_points(to_moving, points + interpolated(ddf * scale, grid)))
+            total = loss(transform_points(to_moving, points + interpolated(ddf * from_carrier, grid)))
             if back is not None:
-                total = (total + back(points + interpolated(transformation.inverse(carrier) * scale, grid))) / 2
+                total = (total + back(points + transformation.inverse(grid) * from_grid)) / 2
             if level.controls:
                 total = total + stage.bending * bending_energy(ddf, per_unit)
             if stiffness:
@@ -137,6 +133,12 @@ def _fit_stage(
             total.backward()
             optimiser.step()
             annealing.step()
+
+
+def _steps(shape: tuple[int, ...], fixed: Grid) -> Tensor:
+    """Voxels of the fixed image between voxels of a grid over the same extent, `[D, 1, ...]`."""
+    steps = [(n - 1) / max(m - 1, 1) for n, m in zip(fixed.shape, shape, strict=True)]
+    return torch.tensor(steps).reshape(-1, *[1] * len(shape))
 
 
 def _parameters(transformation: Transformation, *, deform: bool) -> list[tuple[Tensor, bool]]:

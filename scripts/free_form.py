@@ -108,11 +108,11 @@ class StationaryVelocity(FreeForm):
 
     invertible = True
     samples: ClassVar = {2: 16, 3: 2}  # per control interval, by dimensions
-    stride: ClassVar = {2: 0.5, 3: 2.0}  # voxels that a step of the integration may move, likewise
+    stride: ClassVar = {2: 0.5, 3: 2.0}  # the carrier's voxels that a step of the integration may move, likewise
 
     def _exponential(self, velocity: Tensor) -> Tensor:
         # So many steps that none moves further than the stride; the first by the midpoint rule. In volumes, where
-        # compositions cost most, shorter ones would change the map by a thousandth of a voxel.
+        # compositions cost most, half of it would move the map by a hundredth of a carrier's voxel or less on the mean.
         stride = self.stride[len(velocity)]
         squarings = max(0, ceil(log2(max(float(velocity.detach().abs().amax()), 1e-6) / stride)))
         step = velocity / 2**squarings

@@ -114,7 +114,9 @@ def main(data: str, output: str, overlays: list[str] | None = None, every: int =
             continue
         pairs = inferer.register(request, network).pairs
         own = float(confidence(pairs.cues)[0])
-        right = target is not None and float(soft_dice((pairs.fixed_regions > 0.5).float(), target[None])) >= RIGHT
+        right = (
+            target is not None and float(soft_dice((pairs.fixed_regions.cpu() > 0.5).float(), target[None])) >= RIGHT
+        )
         answers.append(Answer(kind, own, bool(pairs.found[0]), right))
         cues = ", ".join(f"{name} {float(cue[0]):.2f}" for name, cue in pairs.cues.items())
         print(f"{kind:<20} confidence {own:.2f} found {answers[-1].found!s:<5} right {right!s:<5} ({cues})", flush=True)

@@ -61,13 +61,13 @@ class Fit:
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
         voxels: of a sampling grid at most; bounds time and memory in volumes.
-        fine: control intervals from which on the levels of a volume are fine ones, which get what detail needs and are
-            spared what it does not: a grid of `fine_voxels`, one way. None: no level is.
+        fine: control intervals from which on a free-form level of a volume is a fine one, with a grid of its own. None:
+            no level is.
         fine_voxels: as `voxels`, of a fine level.
-        fine_intervals: of a fine level in all at most; with more it is left out. They are what its time grows with.
+        fine_intervals: of a fine level in all, at most; one with more is left out. Its time grows with them.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
-            and dense displacements).
+            and dense displacements). Fine levels on more than half of `fine_voxels` go one way, which bounds their time.
     """
 
     kind: str = "svf"
@@ -125,7 +125,7 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
     """
     chosen: list[tuple[Level, Grid, bool]] = []
     for level in fit.levels:
-        fine = fit.fine is not None and len(fixed.shape) == 3 and level.controls >= fit.fine
+        fine = not every and fit.fine is not None and len(fixed.shape) == 3 and level.controls >= fit.fine
         grid = fixed.coarsened(level.size, fit.fine_voxels if fine else fit.voxels)
         resolved = max(grid.shape) >= 1.5 * level.controls
         bounded = not fine or prod(fixed.intervals(level.controls)) <= fit.fine_intervals
@@ -138,7 +138,9 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
             level,
             grid,
             bending=smoothness / max(finest, level.controls) ** 2,
-            both_ways=not fine and fit.both_ways is not None and level.controls >= fit.both_ways,
+            both_ways=fit.both_ways is not None
+            and level.controls >= fit.both_ways
+            and not (fine and prod(grid.shape) > fit.fine_voxels / 2),
         )
         for level, grid, fine in chosen
     ]

@@ -31,7 +31,7 @@ class Transformation(nn.Module, ABC):
         """Displacement `[D, *grid.shape]` in voxels of `grid`, differentiable."""
 
     def carrier(self, grid: Grid) -> Grid:
-        """The grid, not finer than `grid`, that carries all of the map: finer ones interpolate it linearly."""
+        """The grid, not finer than `grid`, that carries all of the forward map: `grid` interpolates it linearly."""
         return grid
 
     def inverse(self, grid: Grid) -> Tensor:

@@ -38,17 +38,19 @@ def test_a_fine_level_of_a_volume_gets_a_grid_of_its_own() -> None:
     assert shapes(replace(FIT, fine_intervals=FIT.fine_intervals - 1)) == usual
 
 
-def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way() -> None:
+def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way_on_many_voxels() -> None:
     volume, picture = schedule(FIT, BAR), schedule(FIT, SHEET)
     assert [stage.bending for stage in volume] == pytest.approx([2 / 16**2, 2 / 16**2, 2 / 48**2])
     assert [stage.both_ways for stage in volume] == [False, True, False]
+    assert schedule(replace(FIT, fine_voxels=2 * FIT.fine_voxels), BAR)[-1].both_ways
     assert [stage.bending for stage in picture] == pytest.approx([1 / 48**2] * 3)
     assert [stage.both_ways for stage in picture] == [False, True, True]
 
 
 def test_an_affine_needs_no_intervals() -> None:
-    fit = replace(FIT, kind="affine", fine=None)
-    assert [stage.level.controls for stage in schedule(fit, BAR, every=True)] == [8, 16, 48]
+    stages = schedule(replace(FIT, kind="affine"), BAR, every=True)
+    assert [stage.level.controls for stage in stages] == [8, 16, 48]
+    assert all(prod(stage.grid.shape) <= FIT.voxels for stage in stages) and stages[-1].both_ways
 
 
 @pytest.mark.parametrize("level", [{"size": "x"}, {"controls": 8.5}, {"controls": -1}, {"steps": 0}, {"size": True}])
