@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import fire
@@ -27,6 +26,7 @@ from monai.transforms.utils import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional as F
 
+from .clock import now
 from .errors import InputError, one_line_errors
 from .geometry import bounding_box, warp
 from .images import read_image, read_label
@@ -155,10 +155,9 @@ def registration(data: str, overlays: list[str] | None = None, sets: list[str] |
     for name in sets or SETS:
         rows = []
         for pair in pairs_of(Path(data), name):
-            began = perf_counter()
+            began = now()
             result = inferer.register(pair.request, network)
-            field = result.ddf.cpu()  # waits for a GPU
-            seconds = perf_counter() - began
+            seconds, field = now() - began, result.ddf.cpu()
             scores = []
             for ddf in (torch.zeros_like(field), field):
                 moved = warp(pair.moving_label[None].float(), ddf, result.to_moving.cpu(), mode="nearest")[0]
@@ -195,17 +194,17 @@ def cost(data: str, overlays: list[str] | None = None, repeats: int = 5, **overr
 
     def measure() -> None:
         for _ in range(repeats):
-            began = perf_counter()
+            began = now()
             network.embed([pair.request.fixed])
-            encoded = perf_counter()
+            encoded = now()
             network.decode(embedding, boxes)
             units["encode"].append(encoded - began)
-            units["decode"].append((perf_counter() - encoded) / len(boxes))
+            units["decode"].append((now() - encoded) / len(boxes))
 
     measure()
-    began = perf_counter()
+    began = now()
     result = inferer.register(pair.request, network)
-    total = perf_counter() - began
+    total = now() - began
     measure()
     encode, decode = (statistics.median(values) for values in units.values())
     encodes, decodes = result.counts["encodes"], result.counts["decodes"]
@@ -241,13 +240,14 @@ def volumes(
         volume = F.interpolate(raw[None], (size, size, count), mode="trilinear")[0]
         lies = replace(info, affine=torch.eye(4, dtype=torch.float64), spacing=(1.0, 1.0, 1.0))
         moving = volume.roll((5, -4, 2), dims=(1, 2, 3))
-        began = perf_counter()
+        network.embed([volume[..., 0]])  # warms up
+        began = now()
         network.embed([volume[..., count // 2]])
-        unit = perf_counter() - began
+        unit = now() - began
         network.cache.clear()
-        began = perf_counter()
+        began = now()
         result = inferer.register(PairRequest(volume, moving, lies, lies), network)
-        total, encodes = perf_counter() - began, result.counts["encodes"]
+        total, encodes = now() - began, result.counts["encodes"]
         peak = peak_memory()  # grows only: from few slices to many
         encoding = result.seconds["encode both images"]
         costs.append((total, peak / 1024))

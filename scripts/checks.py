@@ -34,6 +34,8 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def check_run(device: str | torch.device, output_dir: str | Path) -> None:
-    """Raise `InputError` unless the device exists and the output folder can be written."""
-    check_device(device)
+    """Raise `InputError` unless the device exists and the output folder can be written; make it the current device."""
+    chosen = check_device(device)
     check_writable(output_dir)
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # so that nothing is kept or waited for on another one

@@ -11,12 +11,11 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import replace
 from threading import Lock, RLock
-from time import perf_counter
 
 import torch
 
 from .asked import SIDES, Asked, box_around, counterpart_of
-from .clock import Clock
+from .clock import Clock, now
 from .correspond import correspond, joined, pair_up
 from .errors import InputError
 from .inferer import PromptRegInferer, understood
@@ -135,11 +134,11 @@ class Session:
             asked += self._sample(wanted)[: max(0, wanted - len(asked))] if len(asked) < wanted else []
             pairs = self._paired(asked, self._priors, by_regions=self.pair.edges is None)
             seconds = dict(self.seconds)
-        began = perf_counter()
+        began = now()
         fitted = self.inferer.fitted(self.pair, pairs)
         maps = {"moving": fitted, "fixed": fitted.reversed(self.request.moving.shape[1:])}
         pairs = self._paired(asked, maps, by_regions=False)
-        seconds["dense correspondence"] = perf_counter() - began
+        seconds["dense correspondence"] = now() - began
         return self.inferer.registration(self.pair, pairs, fitted, seconds)
 
     def _sample(self, count: int) -> list[Asked]:
@@ -162,7 +161,7 @@ class Session:
 
     @torch.no_grad()
     def _ask(self, given: list[GivenPrompt], side: str) -> list[Asked]:
-        began = perf_counter()
+        began = now()
         pair, inferer = self.pair, self.inferer
         own, other = (pair.moving, pair.fixed) if side == "moving" else (pair.fixed, pair.moving)
         image = self.request.moving if side == "moving" else self.request.fixed
@@ -177,7 +176,7 @@ class Session:
         if side == "fixed":
             there, here = found.moving_regions, found.fixed_regions
             found = replace(found, moving_regions=here, fixed_regions=there, centres=found.centres[::-1])
-        self.seconds["corresponding prompts"] += perf_counter() - began
+        self.seconds["corresponding prompts"] += now() - began
         return [Asked(prompt, side, found[[k]]) for k, prompt in enumerate(given)]
 
     def _generator(self) -> torch.Generator:

@@ -67,7 +67,7 @@ class Fit:
         fine_intervals: of a fine level in all, at most; one with more is left out. Its time grows with them.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
-            and dense displacements). Fine levels on more than half of `fine_voxels` go one way, which bounds their time.
+            and dense displacements). Fine levels on more than half of `fine_voxels` go one way: that bounds their time.
     """
 
     kind: str = "svf"

@@ -133,6 +133,22 @@ def test_a_fine_level_finds_what_the_usual_grid_cannot_show() -> None:
     assert left[1] < 0.5 * left[0]
 
 
+def test_a_finer_sampling_grid_is_not_stiffer() -> None:
+    """A velocity of 4 intervals is known on 9 samples; the kinks that 33 voxels would see between them cost nothing."""
+    shape = (33, 33, 33)
+    points, grid = identity_points(shape), Grid(shape, (1.0, 1.0, 1.0))
+    moving = torch.stack([torch.sigmoid(8 - (points - c).norm(dim=0)) for c in (11.0, 16.0, 21.0)])
+    fixed = warp(moving, torch.stack([4 * torch.cos(points[1] / 5), torch.zeros(shape), torch.zeros(shape)]))
+    blank = torch.zeros(1, *shape)
+    scene = Scene(View(blank, embedding(shape), fixed), View(blank, embedding(shape), moving), torch.ones(3))
+    fit = Fit(smoothness=0.3, affine_first=False)
+    bends = []
+    for size in (17, 33):
+        fitted = fit_transformation(scene, grid, identity_matrix(3), ROI, replace(fit, levels=[Level(size, 4, 60)]))
+        bends.append(bending_energy(fitted(grid), grid.voxels_per_unit()).item())
+    assert bends[1] > bends[0] > 0
+
+
 def test_correlation_windows_are_cubes_in_millimetres() -> None:
     shape = (32, 32, 10)
     thick = replace(embedding(shape), affine=torch.diag(torch.tensor([1.4, 1.4, 10.0, 1.0])))
