@@ -1,7 +1,7 @@
 # make demo   registers an example and says where its page is
 # make test   lint, types and tests
 # make test-clients  the page in a browser and MONAI Label's server, each in an environment beside the first one
-# make bench  the figures of docs/results.md, from the evaluation data in DATA
+# make bench  figures of docs/results.md and docs/log.md, from the evaluation data in DATA
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

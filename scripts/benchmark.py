@@ -1,5 +1,5 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
-"""The figures of docs/results.md: `python -m scripts.benchmark correspondence|registration|cost --data DIR`, and
+"""Figures of docs/results.md and docs/log.md: `python -m scripts.benchmark correspondence|registration|cost --data DIR`, and
 `... volumes --image FILE`.
 
 DIR holds `<application>/<set>/datalist.json` (paths relative to its folder). Every figure comes from
