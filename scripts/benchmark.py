@@ -1,6 +1,6 @@
 # Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
-"""Figures of docs/results.md and docs/log.md: `python -m scripts.benchmark correspondence|registration|cost --data DIR`, and
-`... volumes --image FILE`.
+"""Figures of docs/results.md and docs/log.md: `python -m scripts.benchmark correspondence|registration|cost --data DIR`
+and `... volumes --image FILE`.
 
 DIR holds `<application>/<set>/datalist.json` (paths relative to its folder). Every figure comes from
 configs/inference.yaml as it stands, with any id overridden on the command line, e.g. `--method::centre false`.
