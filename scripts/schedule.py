@@ -67,7 +67,7 @@ class Fit:
         fine_intervals: of a fine level in all, at most; one with more is left out. Its time grows with them.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
-            and dense displacements). Fine levels on more than half of `fine_voxels` go one way: that bounds their time.
+            and dense displacements). Fine levels on more than a quarter of `fine_voxels` go one way, which bounds it.
     """
 
     kind: str = "svf"
@@ -140,7 +140,7 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
             bending=smoothness / max(finest, level.controls) ** 2,
             both_ways=fit.both_ways is not None
             and level.controls >= fit.both_ways
-            and not (fine and prod(grid.shape) > fit.fine_voxels / 2),
+            and not (fine and prod(grid.shape) > fit.fine_voxels / 4),
         )
         for level, grid, fine in chosen
     ]

@@ -42,7 +42,7 @@ def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way_on_
     volume, picture = schedule(FIT, BAR), schedule(FIT, SHEET)
     assert [stage.bending for stage in volume] == pytest.approx([2 / 16**2, 2 / 16**2, 2 / 48**2])
     assert [stage.both_ways for stage in volume] == [False, True, False]
-    assert schedule(replace(FIT, fine_voxels=2 * FIT.fine_voxels), BAR)[-1].both_ways
+    assert schedule(replace(FIT, fine_voxels=4 * FIT.fine_voxels), BAR)[-1].both_ways
     assert [stage.bending for stage in picture] == pytest.approx([1 / 48**2] * 3)
     assert [stage.both_ways for stage in picture] == [False, True, True]
 
