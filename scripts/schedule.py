@@ -61,13 +61,13 @@ class Fit:
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
         affine_first: let free-form kinds ride on an affine.
         voxels: of a sampling grid at most; bounds time and memory in volumes.
-        fine: control intervals from which on a free-form level of a volume is a fine one, with a grid of its own. None:
-            no level is.
+        fine: control intervals from which on a free-form level of a volume is a fine one, with a grid of its own, where
+            the usual grid has fewer than two voxels for each. None: no level is.
         fine_voxels: as `voxels`, of a fine level.
         fine_intervals: of a fine level in all, at most; one with more is left out. Its time grows with them.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
-            and dense displacements). Fine levels on more than a quarter of `fine_voxels` go one way, which bounds it.
+            and dense displacements). Fine levels go one way.
     """
 
     kind: str = "svf"
@@ -124,9 +124,11 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
     intervals its grid can resolve and, if they are fine ones, are not too many.
     """
     chosen: list[tuple[Level, Grid, bool]] = []
+    volume = len(fixed.shape) == 3
     for level in fit.levels:
-        fine = not every and fit.fine is not None and len(fixed.shape) == 3 and level.controls >= fit.fine
-        grid = fixed.coarsened(level.size, fit.fine_voxels if fine else fit.voxels)
+        grid = fixed.coarsened(level.size, fit.voxels)
+        fine = not every and volume and level.controls >= (fit.fine or inf) and max(grid.shape) < 2 * level.controls
+        grid = fixed.coarsened(level.size, fit.fine_voxels) if fine else grid
         resolved = max(grid.shape) >= 1.5 * level.controls
         bounded = not fine or prod(fixed.intervals(level.controls)) <= fit.fine_intervals
         if every or not chosen or (resolved and bounded):
@@ -138,9 +140,7 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
             level,
             grid,
             bending=smoothness / max(finest, level.controls) ** 2,
-            both_ways=fit.both_ways is not None
-            and level.controls >= fit.both_ways
-            and not (fine and prod(grid.shape) > fit.fine_voxels / 4),
+            both_ways=not fine and fit.both_ways is not None and level.controls >= fit.both_ways,
         )
         for level, grid, fine in chosen
     ]

@@ -38,13 +38,19 @@ def test_a_fine_level_of_a_volume_gets_a_grid_of_its_own() -> None:
     assert shapes(replace(FIT, fine_intervals=FIT.fine_intervals - 1)) == usual
 
 
-def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way_on_many_voxels() -> None:
+def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way() -> None:
     volume, picture = schedule(FIT, BAR), schedule(FIT, SHEET)
     assert [stage.bending for stage in volume] == pytest.approx([2 / 16**2, 2 / 16**2, 2 / 48**2])
     assert [stage.both_ways for stage in volume] == [False, True, False]
-    assert schedule(replace(FIT, fine_voxels=4 * FIT.fine_voxels), BAR)[-1].both_ways
     assert [stage.bending for stage in picture] == pytest.approx([1 / 48**2] * 3)
     assert [stage.both_ways for stage in picture] == [False, True, True]
+
+
+def test_no_level_is_fine_that_has_two_voxels_an_interval_on_the_usual_grid() -> None:
+    wide = replace(FIT, voxels=96 * 48 * 48, levels=[*FIT.levels[:2], Level(96, 48, 1)])
+    stages = schedule(wide, BAR)
+    assert stages[-1].both_ways and [stage.bending for stage in stages] == pytest.approx([2 / 48**2] * 3)
+    assert not schedule(replace(wide, levels=[*FIT.levels[:2], Level(95, 48, 1)]), BAR)[-1].both_ways
 
 
 def test_an_affine_needs_no_intervals() -> None:
