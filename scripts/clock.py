@@ -15,7 +15,7 @@ STAGES = 6  # of a registration
 
 
 def now() -> float:
-    """Seconds on a clock that only runs on; a GPU in use has done by then what it was asked for."""
+    """Seconds of a monotonic clock, once a GPU that is in use has done what it was asked for."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return perf_counter()

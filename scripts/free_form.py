@@ -112,7 +112,7 @@ class StationaryVelocity(FreeForm):
 
     def _exponential(self, velocity: Tensor) -> Tensor:
         # So many steps that none moves further than the stride; the first by the midpoint rule. In volumes, where
-        # compositions cost most, half of it would move the map by a hundredth of a carrier's voxel or less on the mean.
+        # compositions cost most, short ones would change the map by hundredths of a voxel.
         stride = self.stride[len(velocity)]
         squarings = max(0, ceil(log2(max(float(velocity.detach().abs().amax()), 1e-6) / stride)))
         step = velocity / 2**squarings
