@@ -41,7 +41,7 @@ class GlobalSearch:
     cell: int = 2
     angles: tuple[float, ...] = tuple(range(-30, 31, 5))
     scales: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.25)
-    overlap: float = 0.2
+    overlap: float = 0.1
     keep: int = 2
     apart: float = 0.05
 

@@ -84,24 +84,35 @@ def shown(image: Tensor, *, tolerance: float = 0.04, margin: int = 0) -> Tensor:
     return torch.from_numpy(~dark).to(image.device)
 
 
-def standing_view(fixed: Tensor, moving: Tensor, *, still: float = 0.002) -> tuple[Tensor, Tensor] | None:
+def standing_view(
+    fixed: Tensor, moving: Tensor, *, still: float = 0.002, most: float = 0.6
+) -> tuple[Tensor, Tensor] | None:
     """What two images show within a surround that stands still while the content moves.
 
     A dark surround whose edge has the same place in both images belongs to the camera (a round field of view), not to
     what is seen, and agrees perfectly with itself. One whose edge moves is the subject's outline and is left alone.
+    Where the content is dark the camera's edge is not seen, so not all of it must stand still.
 
     Args:
         fixed, moving: `[1, *S]` grey values.
-        still: mean displacement of the edge that counts as none, relative to the longest side.
+        still: displacement of the edge that counts as none, relative to the longest side.
+        most: share of either edge that must not be displaced.
 
     Returns:
         masks `[*S]` of what each image shows, its edge left out; None where there is no such surround.
     """
     if fixed.shape != moving.shape:
         return None
-    first, second = shown(fixed).cpu().numpy(), shown(moving).cpu().numpy()
-    edge = (first & ~ndimage.binary_erosion(first, border_value=1)).sum()
-    if edge < min(fixed.shape[1:]) or (first != second).sum() > still * max(fixed.shape[1:]) * edge:
+    sides = fixed.shape[1:]
+    edges = [
+        view & ~ndimage.binary_erosion(view, border_value=1)
+        for view in (shown(i).cpu().numpy() for i in (fixed, moving))
+    ]
+    if min(edge.sum() for edge in edges) < min(sides):
         return None
-    margin = max(1, round(max(fixed.shape[1:]) / 40))
+    away = [ndimage.distance_transform_edt(~edge) for edge in edges]
+    standing = [(away[1 - k][edge] <= max(1, still * max(sides))).mean() for k, edge in enumerate(edges)]
+    if min(standing) < most:
+        return None
+    margin = max(1, round(max(sides) / 40))
     return shown(fixed, margin=margin), shown(moving, margin=margin)

@@ -168,6 +168,9 @@ def test_a_surround_that_stands_still_is_not_looked_at() -> None:
     assert masks is not None
     assert all((mask & ~round_view).sum() == 0 for mask in masks)  # the edge itself is left out too
     assert masks[0].sum() > 0.8 * round_view.sum()
+    # Content that is dark at one end hides the camera's edge there.
+    dark = identity_points((SIZE, SIZE))[0] > 125
+    assert standing_view((fixed + 0.1) * round_view, (moving + 0.1) * (round_view & ~dark)) is not None
     # An outline that moves is the subject's own.
     assert standing_view((fixed + 0.1) * round_view, (moving + 0.1) * round_view.roll(12, 0)) is None
     assert shown(fixed + 0.1).all()
