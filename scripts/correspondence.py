@@ -39,7 +39,7 @@ def start(fit: Fit, fixed: Grid, device: torch.device, prior: Transformation | N
     """Where a fit starts: the identity of the kind that `fit` names, or the prior.
 
     A B-spline or a dense displacement approximates any prior; every other kind continues a prior of its own kind (a
-    rigid or affine map its global part) and starts at the identity otherwise.
+    rigid or affine map its global part), rides on an affine one, and starts at the identity otherwise.
     """
     controls = next((level.controls for level in fit.levels if level.controls), 4)
     kind = build(fit.kind, fixed, controls).to(device)
@@ -51,6 +51,8 @@ def start(fit: Fit, fixed: Grid, device: torch.device, prior: Transformation | N
         prior = prior.outer  # a global map continues the global part
     if _kinds(prior) == _kinds(transformation):
         return deepcopy(prior)
+    if rides and isinstance(prior, Affine):
+        return Composite(deepcopy(prior), kind)
     if isinstance(kind, BSpline | Dense):
         kind.approximate(prior(fixed), fixed)
     else:

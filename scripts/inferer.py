@@ -25,6 +25,7 @@ from .objectives import Objective
 from .prealignment import CHOICES, prealign
 from .prepared import PreparedPair
 from .prior import Prior
+from .prior_starts import PriorStarts
 from .prompt_inversion import clamp_to_image
 from .prompt_sampling import Sampling, promote_clicks, sample_prompts
 from .prompts import GivenPrompt, Prompts, batched
@@ -49,6 +50,7 @@ class PromptRegInferer(Inferer):
         sampling: how prompts are sampled when none are given.
         method: settings of the correspondence.
         prior_objective, prior_fit: the coarse prior, a fit without region pairs.
+        prior_starts: where else it may start in pictures that "auto" prealigns; None: nowhere (paper).
         same_scene: the rival hypothesis for pictures, that both show one scene; None leaves it out (paper).
         slices: how a 2-D model sees volumes.
         objective, fit: the final fit.
@@ -66,6 +68,7 @@ class PromptRegInferer(Inferer):
         prior_fit: Fit,
         objective: Objective,
         fit: Fit,
+        prior_starts: PriorStarts | None = None,
         same_scene: SameScene | None = None,
         slices: SliceWise | None = None,
         *,
@@ -82,7 +85,7 @@ class PromptRegInferer(Inferer):
         self.sampling, self.method, self.seed = sampling, method, seed
         self.prior_objective, self.prior_fit = prior_objective, prior_fit
         self.objective, self.fit, self.start = objective, fit, start
-        self.same_scene, self.slices = same_scene, slices or SliceWise()
+        self.prior_starts, self.same_scene, self.slices = prior_starts, same_scene, slices or SliceWise()
         if prealignment not in CHOICES:
             raise InputError(f"prealignment: unknown '{prealignment}', expected one of {list(CHOICES)}")
         self.prealignment, self.progress = prealignment, as_bool(progress, "progress")
@@ -140,7 +143,11 @@ class PromptRegInferer(Inferer):
         with clock("coarse prior"):
             scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
             to_moving, prealigned = prealign(self.prealignment, request, scene)
-            coarse = fit_transformation(scene, grid, to_moving, self.prior_objective, self.prior_fit)
+            how = scene, grid, to_moving, self.prior_objective, self.prior_fit
+            if self.prior_starts and self.prealignment == "auto" and request.fixed.ndim == 3:
+                coarse, prealigned["start"] = self.prior_starts.fit(*how)
+            else:
+                coarse = fit_transformation(*how)
         with clock("one scene or two"):
             edges: tuple[Tensor, Tensor] | None = None
             evidence: dict[str, float] = {}
@@ -230,7 +237,11 @@ class PromptRegInferer(Inferer):
             "prealignment": self.prealignment,
             "sampling": asdict(self.sampling),
             "method": asdict(self.method),
-            "prior": {"objective": self.prior_objective.terms, "fit": asdict(self.prior_fit)},
+            "prior": {
+                "objective": self.prior_objective.terms,
+                "fit": asdict(self.prior_fit),
+                "starts": None if self.prior_starts is None else asdict(self.prior_starts),
+            },
             "objective": self.objective.terms,
             "fit": asdict(self.fit),
             "same_scene": None if self.same_scene is None else self.same_scene.settings(),

@@ -33,7 +33,7 @@ def prealign(how: str, request: PairRequest, scene: Scene) -> tuple[Tensor, dict
 
     Args:
         how: "world", "centre", "features", or "auto": the headers unless the centres, or some shift, fit clearly
-            better. Pictures have no headers: "auto" is equal row and column for them.
+            better. Pictures have no headers: "auto" is equal row and column for them (see `prior_starts`).
         request: the pair.
         scene: both images embedded.
 
@@ -44,7 +44,7 @@ def prealign(how: str, request: PairRequest, scene: Scene) -> tuple[Tensor, dict
         chosen = "world" if how in ("auto", "features") else how
         return request.to_moving(chosen), {"by": chosen}
     matrices = {name: request.to_moving(name) for name in ("world", "centre")}
-    scores, step = _scores(scene, matrices["centre"])
+    scores, step = scores_of_shifts(scene, matrices["centre"], SIZE)
     shape = torch.tensor(scores.shape)
     linear = matrices["centre"][:-1, :-1]
 
@@ -67,12 +67,17 @@ def prealign(how: str, request: PairRequest, scene: Scene) -> tuple[Tensor, dict
     return matrices[chosen], {"by": chosen, "scores": found}
 
 
-def _scores(scene: Scene, to_moving: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of all shifts of the moving volume against the fixed one, cell by cell.
+def scores_of_shifts(scene: Scene, to_moving: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Scores of all shifts of the moving image against the fixed one, cell by cell.
+
+    Args:
+        scene: both images embedded.
+        to_moving: `[D+1, D+1]` from fixed to moving voxels where the shift is none.
+        size: cells along the longest side of the larger image.
 
     Returns:
         `[*cells]`, shifts counted from 0 on and negative ones from the end; and the size of a cell in fixed voxels
-        `[D]`.
+        `[D]`. The matrix of a shift by n cells is `to_moving` after a shift by n times that size.
     """
     views, to_fixed = (scene.fixed, scene.moving), torch.linalg.inv(to_moving)
     corners = [
@@ -81,26 +86,44 @@ def _scores(scene: Scene, to_moving: Tensor) -> tuple[Tensor, Tensor]:
     ]
     spacing = torch.tensor(scene.fixed.embedding.spacing, device=to_fixed.device)
     sides = [(c.amax(1) - c.amin(1)) * spacing for c in corners]
-    step = max(float(side.amax()) for side in sides) / SIZE / spacing  # fixed voxels
-    grids = principal_components(*(centred_features(view.embedding) for view in views), components=COMPONENTS)
+    step = max(float(side.amax()) for side in sides) / size / spacing  # fixed voxels
     maps, low = [], torch.stack([c.amin(1) for c in corners]).amin(0)
-    for view, features, matrix, corner in zip(views, grids, (None, to_moving), corners, strict=True):
+    for which, (matrix, corner) in enumerate(zip((None, to_moving), corners, strict=True)):
         cells = [ceil(float(n)) + 1 for n in (corner.amax(1) - low) / step]
         points = low.reshape(-1, *[1] * len(low)) + identity_points(cells, device=low.device) * step.reshape(
             -1, *[1] * len(low)
         )
-        points = points if matrix is None else transform_points(matrix, points)
-        shown = sample(foreground(view.image)[None].float(), points)
-        at = transform_points(view.embedding.to_grid(tuple(features.shape[1:])), points)
-        maps.append(torch.cat([F.normalize(sample(features, at, padding="border"), dim=0) * shown, shown]))
-    size = [a + b for a, b in zip(maps[0].shape[1:], maps[1].shape[1:], strict=True)]
-    axes = tuple(range(1, len(size) + 1))
-    fixed, moving = (torch.fft.rfftn(m, s=size, dim=axes) for m in maps)
-    product = torch.fft.irfftn(fixed.conj() * moving, s=size, dim=axes)
+        maps.append(torch.cat(_seen(scene, which, points if matrix is None else transform_points(matrix, points))))
+    shape = [a + b for a, b in zip(maps[0].shape[1:], maps[1].shape[1:], strict=True)]
+    axes = tuple(range(1, len(shape) + 1))
+    fixed, moving = (torch.fft.rfftn(m, s=shape, dim=axes) for m in maps)
+    product = torch.fft.irfftn(fixed.conj() * moving, s=shape, dim=axes)
     overlap = product[-1].clamp(min=0)
     most = min(float(m[-1].square().sum()) for m in maps)
     alike = product[:-1].sum(0) / overlap.clamp(min=0.05 * most)
     return (alike * (overlap / most).clamp(max=1).sqrt()).cpu(), step
+
+
+def score(scene: Scene, points: Tensor, moved: Tensor) -> float:
+    """The same quantity under any map: from voxels `[D, *grid]` of the fixed to `moved` ones of the moving image."""
+    (fixed, there), (moving, here) = (_seen(scene, which, at) for which, at in enumerate((points, moved)))
+    overlap = (there * here).sum().clamp(min=1e-6)
+    return float((fixed * moving).sum() / overlap * (overlap / there.sum().clamp(min=1e-6)).sqrt())
+
+
+def _seen(scene: Scene, which: int, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit features `[C, *grid]` of one image (0 fixed, 1 moving) at its voxels `[D, *grid]` where it shows something,
+    0 elsewhere, and where that is, `[1, *grid]`.
+    """
+    if "prealignment" not in scene.known:
+        views = (scene.fixed, scene.moving)
+        grids = principal_components(*(centred_features(view.embedding) for view in views), components=COMPONENTS)
+        scene.known["prealignment"] = [*grids, *(foreground(view.image)[None].float() for view in views)]
+    features, content = scene.known["prealignment"][which::2]
+    view = (scene.fixed, scene.moving)[which]
+    shown = sample(content, points)
+    at = transform_points(view.embedding.to_grid(tuple(features.shape[1:])), points)
+    return F.normalize(sample(features, at, padding="border"), dim=0) * shown, shown
 
 
 def _corners(image: Tensor) -> Tensor:

@@ -1,0 +1,87 @@
+# Copyright (c) PromptReg contributors. Licensed under the Apache License, Version 2.0.
+"""Images that lie turned or far from each other are brought together; those that do not stay where they are."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from scripts.correspondence import fit_transformation
+from scripts.geometry import identity_points, sample, transform_points
+from scripts.grid import Grid
+from scripts.objectives import Objective
+from scripts.prior_starts import PriorStarts
+from scripts.scene import Scene, View
+from scripts.schedule import Fit, Level
+from tests.toy import DiscSegmenter, disc
+
+SHAPE = (96, 80)
+GRID = Grid(SHAPE, (1.0, 1.0))
+CENTRES = torch.tensor([[30.0, 52.0, 60.0], [34.0, 28.0, 50.0]])  # [D, N], of discs of different tones
+OBJECTIVE = Objective([{"term": "features", "weight": 1.0}])
+NOWHERE = {"angle": 0.0, "scale": 1.0, "shift": 0.0}
+FIT = Fit(kind="svf", smoothness=0.025, levels=[Level(32, 0, 30), Level(64, 4, 20)])
+
+
+def similarity(degrees: float, scale: float, shift: tuple[float, float]) -> Tensor:
+    """From fixed to moving voxels: turned and scaled about the centre, then shifted."""
+    angle, middle = math.radians(degrees), torch.tensor([(n - 1) / 2 for n in SHAPE])
+    matrix = torch.eye(3)
+    matrix[:2, :2] = scale * torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix[:2, 2] = middle - matrix[:2, :2] @ middle + torch.tensor(shift)
+    return matrix
+
+
+def scene_of(truth: Tensor) -> Scene:
+    """Fixed discs, and the same where `truth` leads them; without it nothing is seen of either."""
+    fixed = torch.zeros(SHAPE)
+    for centre, tone, radius in zip(CENTRES.T.tolist(), (0.4, 0.7, 1.0), (12.0, 9.0, 6.0), strict=True):
+        fixed = torch.maximum(fixed, tone * disc(SHAPE, tuple(centre), radius))
+    moving = sample(fixed[None], transform_points(torch.linalg.inv(truth), identity_points(SHAPE)))
+    views = [View.plain(image, e) for image, e in zip((fixed[None], moving), encode(fixed[None], moving), strict=True)]
+    return Scene(*views)
+
+
+def encode(*images: Tensor) -> list:
+    return DiscSegmenter(size=96).encode(list(images))
+
+
+def error(moved: Tensor, truth: Tensor) -> float:
+    return (moved - transform_points(truth, CENTRES)).norm(dim=0).mean().item()
+
+
+@pytest.mark.parametrize(
+    ("turn", "scale", "shift"), [(30.0, 1.0, (0.0, 0.0)), (-20.0, 0.8, (6.0, -8.0)), (0.0, 1.0, (-18.0, 14.0))]
+)
+def test_a_start_is_the_similarity_that_fits(turn: float, scale: float, shift: tuple[float, float]) -> None:
+    truth = similarity(turn, scale, shift)
+    scene = scene_of(truth)
+    start = PriorStarts().starts(scene, GRID, torch.eye(3))[0]
+    assert error(CENTRES + sample(start(GRID), CENTRES), truth) < 4  # a cell has two voxels
+    prior, found = PriorStarts().fit(scene, GRID, torch.eye(3), OBJECTIVE, FIT)
+    assert error(CENTRES + sample(prior(GRID), CENTRES), truth) < 2
+    assert found != NOWHERE
+
+
+def test_without_it_the_prior_goes_astray() -> None:
+    truth = similarity(0.0, 1.0, (-18.0, 14.0))
+    prior = fit_transformation(scene_of(truth), GRID, torch.eye(3), OBJECTIVE, FIT)
+    assert error(CENTRES + sample(prior(GRID), CENTRES), truth) > 8
+
+
+def test_what_lies_right_stays() -> None:
+    prior, found = PriorStarts().fit(scene_of(torch.eye(3)), GRID, torch.eye(3), OBJECTIVE, FIT)
+    assert found == NOWHERE
+    assert error(CENTRES + sample(prior(GRID), CENTRES), torch.eye(3)) < 0.5
+
+
+def test_it_searches_about_where_the_images_were_placed() -> None:
+    """The moving image's grid is another one, which `to_moving` knows."""
+    truth = similarity(10.0, 1.0, (-16.0, 14.0))
+    placed = torch.tensor([[1.0, 0.0, -16.0], [0.0, 1.0, 14.0], [0.0, 0.0, 1.0]])
+    prior, found = PriorStarts().fit(scene_of(truth), GRID, placed, OBJECTIVE, FIT)
+    assert error(transform_points(placed, CENTRES + sample(prior(GRID), CENTRES)), truth) < 2
+    assert found["shift"] < 0.1
