@@ -105,7 +105,10 @@ def scores_of_shifts(scene: Scene, to_moving: Tensor, size: int) -> tuple[Tensor
 
 
 def score(scene: Scene, points: Tensor, moved: Tensor) -> float:
-    """The same quantity under any map: from voxels `[D, *grid]` of the fixed to `moved` ones of the moving image."""
+    """How alike the images are under any map: from voxels `[D, *grid]` of the fixed to `moved` ones of the moving one.
+
+    As `scores_of_shifts`, but the overlap is relative to what the fixed image shows: a map may resize the moving one.
+    """
     (fixed, there), (moving, here) = (_seen(scene, which, at) for which, at in enumerate((points, moved)))
     overlap = (there * here).sum().clamp(min=1e-6)
     return float((fixed * moving).sum() / overlap * (overlap / there.sum().clamp(min=1e-6)).sqrt())

@@ -52,10 +52,12 @@ class PriorStarts:
             raise InputError(f"prior_starts: keep is {self.keep!r}, expected a whole number from 0 on")
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 8:
             raise InputError(f"prior_starts: size is {self.size!r}, expected a whole number from 8 on")
-        if not self.angles or not self.scales or not all(scale > 0 for scale in self.scales):
-            raise InputError(
-                f"prior_starts: angles are {self.angles}, scales {self.scales}, expected some of each, scales above 0"
-            )
+        for name, least in (("angles", -math.inf), ("scales", 0.0)):
+            values = getattr(self, name)
+            numbers = isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
+            if not numbers or not values or not all(least < v < math.inf for v in values):
+                expected = "numbers" if name == "angles" else "numbers above 0"
+                raise InputError(f"prior_starts: {name} are {values!r}, expected a list of {expected}")
 
     def fit(
         self, scene: Scene, grid: Grid, to_moving: Tensor, objective: Objective, fit: Fit

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from scripts.correspondence import fit_transformation
+from scripts.errors import InputError
 from scripts.geometry import identity_points, sample, transform_points
 from scripts.grid import Grid
 from scripts.objectives import Objective
@@ -36,7 +38,7 @@ def similarity(degrees: float, scale: float, shift: tuple[float, float]) -> Tens
 
 
 def scene_of(truth: Tensor) -> Scene:
-    """Fixed discs, and the same where `truth` leads them; without it nothing is seen of either."""
+    """Fixed discs, and the same where `truth` leads them."""
     fixed = torch.zeros(SHAPE)
     for centre, tone, radius in zip(CENTRES.T.tolist(), (0.4, 0.7, 1.0), (12.0, 9.0, 6.0), strict=True):
         fixed = torch.maximum(fixed, tone * disc(SHAPE, tuple(centre), radius))
@@ -76,6 +78,32 @@ def test_what_lies_right_stays() -> None:
     prior, found = PriorStarts().fit(scene_of(torch.eye(3)), GRID, torch.eye(3), OBJECTIVE, FIT)
     assert found == NOWHERE
     assert error(CENTRES + sample(prior(GRID), CENTRES), torch.eye(3)) < 0.5
+
+
+def test_what_has_left_the_moving_image_says_nothing() -> None:
+    """The moving image ends in the middle of the fixed one: under the true map all that both show is alike."""
+    whole = scene_of(torch.eye(3)).fixed.image
+    moving = whole[:, 46:]  # through the largest disc's lower edge and the second one
+    scene = Scene(*(View.plain(i, e) for i, e in zip((whole, moving), encode(whole, moving), strict=True)))
+    points = identity_points(SHAPE)
+    loss = OBJECTIVE.prepare(scene, points)
+    assert loss(points - torch.tensor([46.0, 0.0]).reshape(2, 1, 1)) < 0.15  # 0.25 with what has left it
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"keep": -1}, "keep is -1"),
+        ({"size": 2}, "size is 2"),
+        ({"angles": 20}, "angles are 20"),
+        ({"scales": [0.8, 0]}, "scales are"),
+        ({"scales": ["a"]}, "scales are"),
+        ({"angles": []}, "angles are"),
+    ],
+)
+def test_wrong_settings(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=f"prior_starts: {says}"):
+        PriorStarts(**wrong)
 
 
 def test_it_searches_about_where_the_images_were_placed() -> None:
