@@ -77,8 +77,6 @@ class Lookup:
 class FeatureTerm(Term):
     """1 - mean cosine between the segmenter's features, each image's centred on its own mean.
 
-    Over what the moving image covers: beyond its border it says nothing.
-
     Args:
         weight, controls: see `Term`.
         levels: which feature grids of the encoder, counted as in `Embedding.levels`; their cosines are averaged.
@@ -116,14 +114,12 @@ class FeatureTerm(Term):
             )
             cells = transform_points(fixed_matrix, points)
             few = _enough(cells, self.places)
-            pairs.append((grids[0](cells[few]), grids[1], matrix, few, scene.coverage(points[few])))
+            pairs.append((grids[0](cells[few]), grids[1], matrix, few))
 
         def loss(moved: Tensor) -> Tensor:
-            cosines = []
-            for fixed, grid, matrix, few, covered in pairs:
-                places = moved[few]
-                cosine, counts = (fixed * grid(transform_points(matrix, places))).sum(1), covered(places).flatten()
-                cosines.append((cosine * counts).sum() / counts.sum().clamp(min=1))
+            cosines = [
+                (fixed * grid(transform_points(matrix, moved[few]))).sum(1).mean() for fixed, grid, matrix, few in pairs
+            ]
             return 1 - torch.stack(cosines).mean()
 
         return loss
