@@ -43,9 +43,9 @@ class SameScene:
         size: voxels along the longest side at which edges are compared.
         sharpness: one scene must lose at least this share of its agreement by a shift of `shift`.
         shift: relative to the longest side.
-        motion: a scene may have bent, so a free map is compared with the stiff one: where sensors see alike, and where
-            the scene has hardly moved as a whole, by less than this (mean over the image relative to the longest side).
-        detail: voxels along the longest side at which they are, finer than they were fitted at.
+        motion: a scene that has moved as a whole by more (mean over the image, relative to the longest side) is
+            believed; what remains of less may be deformation, so a free map is tried beside the stiff one.
+        detail: voxels along the longest side at which maps are compared, finer than they were fitted at.
         remainder: share of the stiff map's disagreement of edges (1 - correlation) that the free map must leave at
             most. It has so many more parameters that a small gain is no evidence.
     """
@@ -91,8 +91,8 @@ class SameScene:
 
         Returns:
             field and inverse field `[D, *S]`, voxels of the fixed grid (see `geometry`; `to_moving` acts after them),
-            or None; and the evidence: agreement of edges in [-1, 1] under the affine, its sharpness, the motion, how
-            far the sensors see alike where it is sharp, and in doubtful cases the remainder (see the class).
+            or None; and the evidence: agreement of edges in [-1, 1] under the affine, its sharpness, the motion, in
+            doubtful cases the remainder, and how far the sensors see alike (see the class).
         """
         scene = seen(scene)
         # The search is a few FFTs of small pictures: not worth a GPU.
@@ -109,12 +109,12 @@ class SameScene:
             return None, evidence
         deformation = fit_transformation(scene, grid, best, self.objective, self.fit)
         ddf, inverse = relative_to(to_moving, best, deformation(grid), deformation.inverse(grid))
-        stiff_left = self._disagreement(scene, grid, to_moving, ddf)
-        evidence["alike"] = 1 - stiff_left
-        if evidence["alike"] >= self.alike or evidence["motion"] < self.motion:
-            evidence["remainder"] = self._disagreement(scene, grid, to_moving, free()) / max(stiff_left, 1e-6)
+        if evidence["motion"] < self.motion:
+            stiff_left, free_left = (self._disagreement(scene, grid, to_moving, field) for field in (ddf, free()))
+            evidence["remainder"] = free_left / max(stiff_left, 1e-6)
             if evidence["remainder"] <= self.remainder:
                 return None, evidence
+        evidence["alike"] = 1 - self._disagreement(scene, grid, best, deformation(grid))
         if evidence["alike"] >= self.alike:
             deformation = fit_transformation(scene, grid, best, self.fine_objective, self.fine_fit, initial=deformation)
             ddf, inverse = relative_to(to_moving, best, deformation(grid), deformation.inverse(grid))

@@ -100,13 +100,8 @@ def hypothesis() -> SameScene:
     )
 
 
-def nowhere() -> Tensor:
-    """A free map that does not help."""
-    return torch.zeros(2, SIZE, SIZE)
-
-
 def never() -> Tensor:
-    """The free map of a case where edges do not agree sharply."""
+    """The free map of a case that is not doubtful."""
     raise AssertionError("asked for")
 
 
@@ -114,8 +109,8 @@ def test_one_scene_is_aligned_to_a_fraction_of_a_voxel_and_believed() -> None:
     truth = similarity(6.0, 1.05, (-38.0, 22.0))
     fixed, moving = pair(truth)
     scene, grid, same = scene_of(fixed, moving), Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis()
-    edges, evidence = same.propose(scene, grid, torch.eye(3), nowhere)
-    assert edges is not None and evidence["remainder"] > 1
+    edges, evidence = same.propose(scene, grid, torch.eye(3), never)
+    assert edges is not None
     ddf, inverse = edges
     points = torch.tensor([[60.0, 80.0, 110.0], [50.0, 90.0, 70.0]])
     carried = points + sample(ddf, points)
@@ -135,22 +130,19 @@ def test_another_scene_is_left_to_the_features() -> None:
     assert edges is None and evidence["sharpness"] < 0.25
 
 
-@pytest.mark.parametrize("shift", [(0.0, 0.0), (-24.0, 15.0)])
-def test_a_scene_is_believed_unless_a_free_map_explains_far_more(shift: tuple[float, float]) -> None:
-    """Whether it has moved as a whole or not."""
-    grid, same, truth = Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis(), similarity(0.0, 1.0, shift)
-    fixed, moving = pair(truth)
-    off = torch.tensor(shift).reshape(2, 1, 1) + torch.ones(2, SIZE, SIZE)
-    edges, evidence = same.propose(scene_of(fixed, moving), grid, torch.eye(3), lambda: off)
-    assert evidence["remainder"] > 0.9 and edges is not None
+def test_a_scene_that_hardly_moved_is_believed_unless_a_free_map_explains_far_more() -> None:
+    grid, same = Grid((SIZE, SIZE), (1.0, 1.0)), hypothesis()
+    fixed, moving = pair(torch.eye(3))
+    edges, evidence = same.propose(scene_of(fixed, moving), grid, torch.eye(3), lambda: torch.ones(2, SIZE, SIZE))
+    assert evidence["motion"] < 0.005 and evidence["remainder"] > 0.9 and edges is not None
+    assert edges[0].abs().mean() < 0.3
     # What has bent more than the stiff map can follow.
     points = identity_points((SIZE, SIZE))
     bend = 3 * torch.stack([(points[1] * 6.28 / 53).sin(), (points[0] * 6.28 / 47).cos()])
-    bent = sample(moving, transform_points(truth, points) + bend, padding="border")
-    free = transform_points(truth, points) + bend - points
-    bold = replace(same, sharpness=0.05, alike=0.2)  # bent so much, edges agree less
-    edges, evidence = bold.propose(scene_of(bent, moving), grid, torch.eye(3), lambda: free)
-    assert edges is None and evidence["remainder"] < 0.5
+    bent = sample(moving, points + bend, padding="border")
+    bold = replace(same, sharpness=0.05)
+    edges, evidence = bold.propose(scene_of(bent, moving), grid, torch.eye(3), lambda: bend)
+    assert evidence["motion"] < 0.02 and evidence["remainder"] < 0.5 and edges is None
 
 
 def test_where_sensors_see_alike_intensities_bend_the_map_further() -> None:
@@ -161,7 +153,7 @@ def test_where_sensors_see_alike_intensities_bend_the_map_further() -> None:
     truth, middle = bend + torch.tensor([12.0, 0.0]).reshape(2, 1, 1), (slice(None), slice(30, -30), slice(30, -30))
     errors = {}
     for alike in (0.5, 1.1):  # 1.1: never
-        edges, evidence = replace(same, alike=alike).propose(scene_of(bent, moving), grid, torch.eye(3), nowhere)
+        edges, evidence = replace(same, alike=alike).propose(scene_of(bent, moving), grid, torch.eye(3), never)
         assert edges is not None and evidence["alike"] > 0.5
         errors[alike] = (edges[0] - truth)[middle].norm(dim=0).mean().item()
         back = edges[0] + sample(edges[1], points + edges[0], padding="border")
