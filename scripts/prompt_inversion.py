@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -70,6 +71,11 @@ class Inversion:
         unknown = set(self.starts) - {"carried", "peak"}
         if unknown or not self.starts:
             raise InputError(f"inversion: unknown starts {sorted(unknown)}, expected some of ['carried', 'peak']")
+        numbers = isinstance(self.margins, list | tuple) and all(
+            isinstance(m, int | float) and 0 < m < inf for m in self.margins
+        )
+        if not numbers or ("carried" in self.starts and not self.margins):
+            raise InputError(f"inversion: margins are {self.margins!r}, expected a list of numbers above 0")
         if self.keep not in ("best", "last"):
             raise InputError(f"inversion: keep is '{self.keep}', expected 'best' or 'last'")
 

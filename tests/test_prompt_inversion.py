@@ -208,6 +208,9 @@ def test_carried_starts_are_theboxes_of_the_carried_region() -> None:
     ("settings", "message"),
     [
         ({"starts": ("peak", "random")}, r"unknown starts \['random'\]"),
+        ({"margins": []}, r"margins are \[\], expected a list of numbers above 0"),
+        ({"margins": [1.1, -1]}, r"margins are \[1.1, -1\]"),
+        ({"margins": 1.1}, "margins are 1.1"),
         ({"starts": ()}, "expected some of"),
         ({"keep": "first"}, "keep is 'first'"),
     ],
