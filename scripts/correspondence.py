@@ -73,6 +73,7 @@ def fit_transformation(
     fit: Fit,
     *,
     initial: Transformation | None = None,
+    stages: slice = slice(None),
 ) -> Transformation:
     """Minimise the objective over the parameters of a transformation.
 
@@ -83,6 +84,7 @@ def fit_transformation(
         objective: weighted terms.
         fit: kind and schedule.
         initial: start here instead of at the identity (see `start`); it is not changed.
+        stages: of the schedule to go through; a fit that goes on from an earlier one's result ends as one in one go.
 
     Returns:
         the fitted transformation, parameters detached from the graph.
@@ -90,7 +92,7 @@ def fit_transformation(
     device = scene.fixed.image.device
     scene = replace(scene, to_moving=to_moving)
     transformation = start(fit, fixed, device, initial)
-    for stage in schedule(fit, fixed, every=isinstance(transformation, Linear)):
+    for stage in schedule(fit, fixed, every=isinstance(transformation, Linear))[stages]:
         if stage.level.controls:
             transformation = transformation.refined(stage.level.controls)
         _fit_stage(transformation, stage, scene, fixed, to_moving, objective, fit)

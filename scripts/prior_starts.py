@@ -3,7 +3,7 @@
 
 The prior follows its features downhill, to the nearest optimum. Between subjects a turn of 20 degrees or a shift of a
 tenth of the image may lead it to a wrong one. So features are compared over turns, scales and all shifts, the best of
-them start a prior each, and the prior under which most of the images is alike is taken. Not in the paper.
+them start a prior each, and the one under which most of the images is alike is fitted to the end. Not in the paper.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class PriorStarts:
         size: cells along the longest side at which features are compared.
         angles: turns tried, degrees.
         scales: of the moving relative to the fixed image.
-        keep: starts beside the one without any change; each costs one fit of the prior.
+        keep: starts beside the one without any change.
+        levels: of the prior that each start goes through before one is chosen.
         apart: starts nearer to a better one are dropped, relative to the longest side (mean over the corners).
         gain: by which the prior of another start must be better than that of none; little better is as good.
     """
@@ -44,12 +45,15 @@ class PriorStarts:
     angles: tuple[float, ...] = (-30, -20, -10, 0, 10, 20, 30)
     scales: tuple[float, ...] = (0.8, 1.0, 1.25)
     keep: int = 3
+    levels: int = 2
     apart: float = 0.1
     gain: float = 1.02
 
     def __post_init__(self) -> None:
         if not isinstance(self.keep, int) or isinstance(self.keep, bool) or self.keep < 0:
             raise InputError(f"prior_starts: keep is {self.keep!r}, expected a whole number from 0 on")
+        if not isinstance(self.levels, int) or isinstance(self.levels, bool) or self.levels < 1:
+            raise InputError(f"prior_starts: levels is {self.levels!r}, expected a whole number from 1 on")
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 8:
             raise InputError(f"prior_starts: size is {self.size!r}, expected a whole number from 8 on")
         for name, least in (("angles", -math.inf), ("scales", 0.0)):
@@ -72,17 +76,18 @@ class PriorStarts:
         Returns:
             the prior; where it started, as "angle" (degrees), "scale" and "shift" (relative to the longest side).
         """
+        how = scene, grid, to_moving, objective, fit
+        first, rest = slice(self.levels), slice(self.levels, None)
         points = level_points(grid.coarsened(64), grid, to_moving.device)
         best, found, most = None, {"angle": 0.0, "scale": 1.0, "shift": 0.0}, 0.0
         for start in (None, *self.starts(scene, grid, to_moving)):
-            prior = fit_transformation(scene, grid, to_moving, objective, fit, initial=start)
+            prior = fit_transformation(*how, initial=start, stages=first)
             moved = points + sample(prior(grid), points, padding="border")
             alike = score(scene, points, transform_points(to_moving, moved))
             if best is None or alike > most:
                 best, most = prior, alike * (self.gain if best is None else 1.0)
                 found = found if start is None else _told(start)
-        assert best is not None
-        return best, found
+        return fit_transformation(*how, initial=best, stages=rest), found
 
     def starts(self, scene: Scene, grid: Grid, to_moving: Tensor) -> list[Affine]:
         """Similarities under which features are most alike, best first, all different and none near the identity."""

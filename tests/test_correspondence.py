@@ -222,6 +222,15 @@ def test_the_fit_starts_at_a_copy_of_the_initial_map() -> None:
     assert 0 < (again - before).abs().max() < 1.5
 
 
+def test_a_fit_can_be_interrupted() -> None:
+    scene = discs_scene(planted_affine(), torch.ones(len(CENTRES)))
+    how = scene, GRID, identity_matrix(2), ROI, Fit(levels=[Level(32, 0, 5), Level(32, 4, 5), Level(64, 8, 5)])
+    first = fit_transformation(*how, stages=slice(2))
+    rest = fit_transformation(*how, initial=first, stages=slice(2, None))(GRID)
+    assert torch.equal(rest, fit_transformation(*how)(GRID))
+    assert (rest - first(GRID)).abs().max() > 0.1
+
+
 @pytest.mark.parametrize(
     ("terms", "message"),
     [

@@ -84,6 +84,7 @@ def test_what_lies_right_stays() -> None:
     ("wrong", "says"),
     [
         ({"keep": -1}, "keep is -1"),
+        ({"levels": 0}, "levels is 0"),
         ({"size": 2}, "size is 2"),
         ({"angles": 20}, "angles are 20"),
         ({"scales": [0.8, 0]}, "scales are"),
