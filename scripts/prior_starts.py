@@ -45,7 +45,7 @@ class PriorStarts:
     angles: tuple[float, ...] = (-30, -20, -10, 0, 10, 20, 30)
     scales: tuple[float, ...] = (0.8, 1.0, 1.25)
     keep: int = 3
-    levels: int = 2
+    levels: int = 4
     apart: float = 0.1
     gain: float = 1.02
 
