@@ -222,6 +222,19 @@ def test_the_fit_starts_at_a_copy_of_the_initial_map() -> None:
     assert 0 < (again - before).abs().max() < 1.5
 
 
+def test_a_fine_level_does_not_leave_the_place_that_coarse_ones_found() -> None:
+    """Adam's first step moves every parameter by the full step, however small its gradient."""
+    shape = (128, 128)
+    image = texture(shape, 4)
+    noisy = image + 0.05 * texture(shape, 1, seed=1)
+    scene = Scene(View(image, embedding(shape), image), View(noisy, embedding(shape), noisy))
+    fit = Fit(levels=[Level(128, 64, 1)])
+    moved = fit_transformation(scene, Grid(shape, (1.0, 1.0)), identity_matrix(2), Objective([{"term": "lncc"}]), fit)(
+        Grid(shape, (1.0, 1.0))
+    )
+    assert 0 < moved.norm(dim=0).max() < 0.5
+
+
 def test_a_fit_can_be_interrupted() -> None:
     scene = discs_scene(planted_affine(), torch.ones(len(CENTRES)))
     how = scene, GRID, identity_matrix(2), ROI, Fit(levels=[Level(32, 0, 5), Level(32, 4, 5), Level(64, 8, 5)])
