@@ -118,8 +118,9 @@ def _fit_stage(
     if transformation.invertible and stage.both_ways:
         back = objective.prepare(scene.swapped(), transform_points(to_moving, points), level.controls)
     active = _parameters(transformation, deform=level.controls > 0)
-    optimiser = torch.optim.Adam(  # an affine that moved as far in fine levels as in coarse ones could leave them
-        [{"params": [p], "lr": fit.step / max(1 if free else 4, level.controls)} for p, free in active],
+    affine = min(fit.step / 4, 4 * fit.step / max(1, level.controls))  # more than that could leave what was found
+    optimiser = torch.optim.Adam(
+        [{"params": [p], "lr": fit.step / max(1, level.controls) if free else affine} for p, free in active],
         betas=(0.9, 0.99),
     )
     annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, level.steps)

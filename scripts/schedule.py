@@ -58,8 +58,8 @@ class Fit:
             bends that its grid can just express cost the same in any fit. Fine levels measure in their own. This and
             `stiffness`: a number, or one for pictures and one for volumes.
         stiffness: mu; it holds the affine back as well, where little else does.
-        step: Adam's step in units of the longest side at `controls` = 1; finer levels take
-            proportionally smaller ones, of the affine (a quarter at most) as well.
+        step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
+            An affine takes a quarter, and from 16 `controls` on four times what its grid does.
         affine_first: let free-form kinds ride on an affine.
         voxels: of a sampling grid at most; bounds time and memory in volumes.
         fine: control intervals from which on a free-form level of a volume is a fine one, with a grid of its own, where
