@@ -123,9 +123,9 @@ def _fit_stage(
         [{"params": [p], "lr": fit.step / max(1, level.controls) if free else affine} for p, free in active],
         betas=(0.9, 0.99),
     )
-    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, level.steps)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, stage.steps)
     with torch.enable_grad():
-        for _ in range(level.steps):
+        for _ in range(stage.steps):
             optimiser.zero_grad()
             ddf = transformation(carrier)
             total = loss(transform_points(to_moving, points + interpolated(ddf * from_carrier, grid)))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
 
@@ -22,12 +23,12 @@ class Level:
         controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone. A
             level with fewer than 1.5 voxels for each, because the image or its grid's bound allows no more, is left
             out.
-        steps: Adam steps.
+        steps: Adam steps: a number, or one for pictures and one for volumes.
     """
 
     size: int
     controls: int
-    steps: int
+    steps: int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Stage:
 
     Attributes:
         level: what it is a stage of.
+        steps: Adam steps.
         grid: where the images are compared.
         bending: weight of the bending energy in units of the longest side.
         both_ways: whether each image is compared on the other's side as well.
     """
 
     level: Level
+    steps: int
     grid: Grid
     bending: float
     both_ways: bool
@@ -90,9 +93,10 @@ class Fit:
             raise InputError(
                 f"fit: levels are {self.levels!r}, expected e.g. [{{'size': 64, 'controls': 16, 'steps': 40}}]"
             ) from error
-        if not all(_whole(lv.size, 2) and _whole(lv.controls, 0) and _whole(lv.steps, 1) for lv in levels):
+        if not all(_whole(lv.size, 2) and _whole(lv.controls, 0) and _steps(lv.steps) for lv in levels):
             raise InputError(
-                f"fit: levels are {levels}, expected whole sizes above 1, controls from 0, steps from 1 on"
+                f"fit: levels are {levels}, expected whole sizes above 1, controls from 0, steps from 1 on "
+                "(or [pictures, volumes])"
             )
         for name in ("smoothness", "stiffness"):
             check_weight(getattr(self, name), f"fit: {name}")
@@ -120,6 +124,11 @@ def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def _steps(value: object) -> bool:
+    numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    return all(_whole(n, 1) for n in numbers)
+
+
 def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
     """What a fit goes through on an image: the first level always, of the others (`every`: all) those whose control
     intervals its grid can resolve and, if they are fine ones, are not too many.
@@ -139,6 +148,7 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
     return [
         Stage(
             level,
+            int(weight_for(level.steps, len(fixed.shape))),
             grid,
             bending=smoothness / max(finest, level.controls) ** 2,
             both_ways=not fine and fit.both_ways is not None and level.controls >= fit.both_ways,

@@ -53,13 +53,21 @@ def test_no_level_is_fine_that_has_two_voxels_an_interval_on_the_usual_grid() ->
     assert not schedule(replace(wide, levels=[*FIT.levels[:2], Level(95, 48, 1)]), BAR)[-1].both_ways
 
 
+def test_pictures_and_volumes_may_take_steps_of_their_own() -> None:
+    fit = replace(FIT, levels=[Level(16, 8, [7, 3]), Level(32, 16, 5)])
+    assert [stage.steps for stage in schedule(fit, SHEET)] == [7, 5]
+    assert [stage.steps for stage in schedule(fit, BAR)] == [3, 5]
+
+
 def test_an_affine_needs_no_intervals() -> None:
     stages = schedule(replace(FIT, kind="affine"), BAR, every=True)
     assert [stage.level.controls for stage in stages] == [8, 16, 48]
     assert all(prod(stage.grid.shape) <= FIT.voxels for stage in stages) and stages[-1].both_ways
 
 
-@pytest.mark.parametrize("level", [{"size": "x"}, {"controls": 8.5}, {"controls": -1}, {"steps": 0}, {"size": True}])
+@pytest.mark.parametrize(
+    "level", [{"size": "x"}, {"controls": 8.5}, {"controls": -1}, {"steps": 0}, {"steps": [5]}, {"size": True}]
+)
 def test_levels_are_whole_numbers(level: dict) -> None:
     with pytest.raises(InputError, match=r"fit: levels are .* expected whole sizes"):
         Fit(levels=[{"size": 16, "controls": 4, "steps": 5} | level])
