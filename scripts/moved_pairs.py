@@ -47,12 +47,14 @@ def run(
     entries = [e for e in read_datalists(datalist) if "moving_landmarks" not in e.files and (not ids or e.id in ids)]
     if not entries:
         raise InputError(f"datalist: {datalist} has no pair without landmarks" + (f" called {ids}" if ids else ""))
-    lists: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    sets: dict[str, list[PairEntry]] = defaultdict(list)
     for entry in entries:
-        lists[entry.set].append(_written(entry, Path(output_dir) / entry.set, turn, shift))
-    for name, pairs in lists.items():
+        sets[entry.set].append(entry)
+    for name, members in sets.items():
         application, _, last = name.rpartition("/")
-        content = {"name": f"{last}_moved", "application": application, "unit": "px", "pairs": pairs}
+        pairs = [_written(entry, Path(output_dir) / name, turn, shift) for entry in members]
+        about = {"name": f"{last}_moved", "application": application, "unit": members[0].unit}
+        content = {**about, "label_groups": members[0].groups, "pairs": pairs}
         file = Path(output_dir) / name / "datalist.json"
         file.write_text(json.dumps(content, indent=1), encoding="utf-8")
         print(file)
@@ -74,6 +76,7 @@ def moved(path: Path, turn: float, shift: float, *, labels: bool = False) -> Ima
     """A picture turned about its middle by `turn` degrees, then shifted by `shift` of its longest side both ways."""
     try:
         picture = Image.open(path)
+        picture.load()
     except OSError as error:
         raise InputError(f"datalist: {path}: cannot be moved, expected a picture ({error})") from error
     by = round(shift * max(picture.size))

@@ -56,7 +56,7 @@ class Fit:
 
     Attributes:
         kind: "rigid", "affine", "bspline", "dense" or "svf".
-        levels: coarse to fine. Global kinds use the levels' size and steps only.
+        levels: coarse to fine. For global kinds `controls` only says how far a step goes (see `step`).
         smoothness: lambda, weight of the bending energy with lengths measured in the finest level's control intervals:
             bends that its grid can just express cost the same in any fit. Fine levels measure in their own. This and
             `stiffness`: a number, or one for pictures and one for volumes.

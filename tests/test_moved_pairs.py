@@ -20,7 +20,9 @@ def datalist(tmp_path: Path) -> Path:
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
     files = {name: f"{name}.png" for name in ("fixed", "moving", "fixed_label", "moving_label")}
     path = tmp_path / "datalist.json"
-    path.write_text(json.dumps({"name": "dots", "pairs": [{"id": "a", **files, "spacing": [1, 2]}]}))
+    path.write_text(
+        json.dumps({"name": "dots", "label_groups": {"dot": [7]}, "pairs": [{"id": "a", **files, "spacing": [1, 2]}]})
+    )
     return path
 
 
@@ -33,6 +35,7 @@ def test_the_list_holds_moved_moving_images_beside_the_fixed_ones(datalist: Path
     run(str(datalist), str(tmp_path / "out"), turn=90)
     (entry,) = read_datalists(str(tmp_path / "out" / "dots" / "datalist.json"))
     assert (entry.set, entry.id, entry.spacing) == ("dots_moved", "a", (1.0, 2.0))
+    assert (entry.unit, entry.groups) == ("mm", {"dot": [7]})
     assert np.array(Image.open(entry.files["fixed_label"]))[20, 40] == 7
     assert np.array(Image.open(entry.files["moving_label"]))[10, 30] == 7
 
