@@ -107,7 +107,8 @@ class StationaryVelocity(FreeForm):
     """Exponential of a stationary velocity field: a diffeomorphism whose inverse is the exponential of its negative."""
 
     invertible = True
-    samples: ClassVar = {2: 16, 3: 2}  # per control interval, by dimensions
+    samples: ClassVar = 2  # per control interval that carry the velocity
+    least: ClassVar = {2: 128, 3: 1}  # voxels of a carrier where the grid has them, by dimensions
     stride: ClassVar = {2: 0.5, 3: 2.0}  # the carrier's voxels that a step of the integration may move, likewise
 
     def _exponential(self, velocity: Tensor) -> Tensor:
@@ -122,9 +123,10 @@ class StationaryVelocity(FreeForm):
         return field
 
     def carrier(self, grid: Grid) -> Grid:
-        # A few samples per control interval carry the field. In volumes every one more costs eight times as much.
+        # A few samples per control interval carry the field: compositions are most of a fit's time.
         controls = max(self.coefficients.shape[1:]) - self.degree
-        return grid.coarsened(min(max(grid.shape), self.samples[len(grid.shape)] * controls + 1))
+        enough = max(self.samples * controls + 1, self.least[len(grid.shape)])
+        return grid.coarsened(min(max(grid.shape), enough))
 
     def _integrated(self, grid: Grid, sign: int) -> Tensor:
         carrier = self.carrier(grid)

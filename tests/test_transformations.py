@@ -109,6 +109,17 @@ def test_longer_steps_of_the_integration_give_the_same_map(monkeypatch: pytest.M
     assert (found - exact).norm(dim=0).mean() < 0.02
 
 
+def test_pictures_are_integrated_no_finer_than_their_intervals_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid((256, 256), (1.0, 1.0))
+    velocity = shaken(made("svf", grid, 32), 0.01)
+    assert max(velocity.carrier(grid).shape) == 128
+    found = velocity(grid)
+    monkeypatch.setattr(StationaryVelocity, "least", {2: 256})
+    exact = velocity(grid)
+    assert exact.norm(dim=0).mean() > 1
+    assert (found - exact).norm(dim=0).mean() < 0.1
+
+
 @pytest.mark.parametrize("grid", GRIDS, ids=["2d", "3d"])
 def test_rigid_keeps_distances_and_orientation(grid: Grid) -> None:
     rigid = shaken(made("rigid", grid), 0.7)
