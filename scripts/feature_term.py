@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import as_bool
-from .geometry import transform_points
+from .geometry import sample, transform_points
 from .prototypes import centred_features
 from .scene import Scene
+from .structure import shown
 from .terms import Loss, Term
-from .weighing import Weight
+from .weighing import Weight, check_weight, weight_for
 
 
 def principal_components(fixed: Tensor, moving: Tensor, *, components: int) -> list[Tensor]:
@@ -77,12 +78,17 @@ class Lookup:
 class FeatureTerm(Term):
     """1 - mean cosine between the segmenter's features, each image's centred on its own mean.
 
+    Features of an empty background tell where in the frame it is, not what it is: they stay where they are when what is
+    seen moves or turns, and hold it back.
+
     Args:
         weight, controls: see `Term`.
         levels: which feature grids of the encoder, counted as in `Embedding.levels`; their cosines are averaged.
         components: principal components kept of each grid (fewer are faster and less noisy).
         centre: subtract each image's mean feature first.
         places: that are looked at, at most; bounds the time in volumes.
+        background: weight of a place where the fixed image shows nothing (`structure.shown`), relative to others; or
+            [in pictures, in volumes].
     """
 
     def __init__(
@@ -93,13 +99,18 @@ class FeatureTerm(Term):
         components: int = 32,
         centre: bool = True,
         places: int = 20_000,
+        background: Weight = 1.0,
     ) -> None:
         super().__init__(weight, controls)
+        check_weight(background, "features: background")
         self.levels, self.components, self.centre = tuple(levels), components, as_bool(centre, "features: centre")
-        self.places = places
+        self.places, self.background = places, background
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
-        pairs = []
+        pairs, background = [], weight_for(self.background, len(points))
+        if background != 1 and "shown" not in scene.known:
+            grey = (view.image.clamp(0, 1) for view in (scene.fixed, scene.moving))  # a CT's padding is no darkness
+            scene.known["shown"] = [shown(image)[None].float() for image in grey]
         for level in self.levels:
             name = f"principal components {level} {self.components} {self.centre}"
             if name not in scene.known:
@@ -114,11 +125,16 @@ class FeatureTerm(Term):
             )
             cells = transform_points(fixed_matrix, points)
             few = _enough(cells, self.places)
-            pairs.append((grids[0](cells[few]), grids[1], matrix, few))
+            weights = torch.ones_like(points[few][0]).flatten()
+            if background != 1:
+                seen = sample(scene.known["shown"][0], points[few]).flatten()
+                weights = background + (1 - background) * seen
+            pairs.append((grids[0](cells[few]), grids[1], matrix, few, weights / weights.sum().clamp(min=1e-6)))
 
         def loss(moved: Tensor) -> Tensor:
             cosines = [
-                (fixed * grid(transform_points(matrix, moved[few]))).sum(1).mean() for fixed, grid, matrix, few in pairs
+                (fixed * grid(transform_points(matrix, moved[few]))).sum(1) @ weights
+                for fixed, grid, matrix, few, weights in pairs
             ]
             return 1 - torch.stack(cosines).mean()
 
