@@ -9,7 +9,7 @@ order one. Other terms: `feature_term`, `intensity_terms`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import inf
 
 import torch
@@ -50,24 +50,10 @@ class RoiTerm(Term):
     Args:
         weight, controls: see `Term`.
         loss: "dice" (1 - soft Dice, as the paper) or "squared" (mean squared error over the union).
-        doubt: mean confidences of all pairs up to which none counts, and from which on they count fully (linear
-            between): where hardly a prompt finds its counterpart, those that do have often found it by chance. None:
-            always fully (paper).
     """
 
-    def __init__(
-        self,
-        weight: Weight = 1.0,
-        controls: tuple[float, float] = (0, inf),
-        loss: str = "dice",
-        doubt: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, weight: Weight = 1.0, controls: tuple[float, float] = (0, inf), loss: str = "dice") -> None:
         super().__init__(weight, controls)
-        if doubt is not None:
-            check_weight(doubt, "objective: roi: doubt")
-            if not isinstance(doubt, Sequence) or not doubt[0] < doubt[1]:
-                raise InputError(f"objective: roi: doubt is {doubt!r}, expected two rising numbers, or null")
-        self.doubt = doubt
         if loss not in ("dice", "squared"):
             raise InputError(f"objective: the roi term has no loss '{loss}', expected 'dice' or 'squared'")
         self.loss = loss
@@ -76,10 +62,6 @@ class RoiTerm(Term):
         keep = scene.confidence > 0
         if not keep.any():
             return lambda moved: moved.sum() * 0.0
-        share = 1.0
-        if self.doubt is not None:
-            low, high = self.doubt
-            share = min(1.0, max(0.0, (scene.confidence.mean().item() - low) / (high - low)))
         confidence = scene.confidence[keep] / scene.confidence[keep].sum()
         fixed = Pyramid(scene.fixed.regions[keep], points).at(points).flatten(1)
         moving = Pyramid(scene.moving.regions[keep], scene.moving_points(points))
@@ -88,8 +70,8 @@ class RoiTerm(Term):
             warped = moving.at(moved).flatten(1)
             if self.loss == "dice":
                 overlap = 2 * (fixed * warped).sum(1) + 1e-3
-                return share * (confidence * (1 - overlap / (fixed.square() + warped.square()).sum(1).add(1e-3))).sum()
+                return (confidence * (1 - overlap / (fixed.square() + warped.square()).sum(1).add(1e-3))).sum()
             union = torch.maximum(fixed, warped).sum(1).clamp(min=1e-3)
-            return share * (confidence * (fixed - warped).square().sum(1) / union).sum()
+            return (confidence * (fixed - warped).square().sum(1) / union).sum()
 
         return loss

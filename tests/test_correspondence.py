@@ -22,7 +22,6 @@ from scripts.objectives import Objective, bending_energy, membrane_energy
 from scripts.scene import Scene, View
 from scripts.schedule import Fit, Level
 from scripts.segmenters.embedding import Embedding
-from scripts.terms import RoiTerm
 from scripts.transformations import Transformation
 
 SHAPE = (72, 64)
@@ -184,20 +183,6 @@ def test_a_pair_without_confidence_has_no_influence() -> None:
     expected = fitted(right)
     assert torch.allclose(fitted(Scene(*views, torch.tensor([1.0] * 5 + [0.0]))), expected, atol=1e-4)
     assert (fitted(Scene(*views, torch.ones(6))) - expected).abs().max() > 0.1
-
-
-@pytest.mark.parametrize(("confidence", "share"), [(0.1, 0.0), (0.15, 0.5), (0.2, 1.0), (0.9, 1.0)])
-def test_regions_count_less_where_hardly_any_is_trusted(confidence: float, share: float) -> None:
-    scene, points = discs_scene(planted_affine(), torch.full((5,), confidence)), identity_points(SHAPE)
-    doubting, trusting = (RoiTerm(doubt=doubt).prepare(scene, points)(points) for doubt in ([0.1, 0.2], None))
-    assert trusting > 0.1
-    torch.testing.assert_close(doubting, share * trusting, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("doubt", [0.1, [0.2, 0.1], [0.1], "some"])
-def test_doubt_has_two_rising_numbers(doubt: object) -> None:
-    with pytest.raises(InputError, match="roi: doubt is"):
-        RoiTerm(doubt=doubt)
 
 
 def test_lncc_does_not_reward_an_emptied_window() -> None:
