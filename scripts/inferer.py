@@ -7,6 +7,7 @@ Registers a moving image to a fixed one by corresponding prompts (Huang et al., 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -89,8 +90,7 @@ class PromptRegInferer(Inferer):
         if prealignment not in CHOICES:
             raise InputError(f"prealignment: unknown '{prealignment}', expected one of {list(CHOICES)}")
         self.prealignment, self.progress = prealignment, as_bool(progress, "progress")
-        for of, schedule in ((prior_objective, prior_fit), (objective, fit)):
-            of.check([level.controls for level in schedule.levels])
+        self._check_terms((2, 3))
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
         """MONAI's call: `inputs` is the fixed image `[1, C, *S]` whose `meta["request"]` holds the moving image and
@@ -216,6 +216,7 @@ class PromptRegInferer(Inferer):
     def check(self, request: PairRequest, network: Segmenter) -> None:
         """Raise `InputError`, before any work, for a pair that this model or way of sampling cannot take."""
         dims = request.fixed.ndim - 1
+        self._check_terms([dims])
         if dims < network.spec.dims:
             raise InputError(
                 f"fixed_image, moving_image: have {dims} axes, but {network.spec.name} segments images of "
@@ -227,6 +228,10 @@ class PromptRegInferer(Inferer):
                 raise InputError(
                     f"sampling: 'stable' asks with boxes, which {network.spec.name} does not know; use 'grid'"
                 )
+
+    def _check_terms(self, dims: Sequence[int]) -> None:
+        for of, schedule in ((self.prior_objective, self.prior_fit), (self.objective, self.fit)):
+            of.check([level.controls for level in schedule.levels], dims)
 
     def settings(self, network: Segmenter) -> dict[str, Any]:
         """What this inferer does, JSON-able, for `run.json`."""

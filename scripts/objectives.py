@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,10 +58,12 @@ class Objective:
         """Names of the terms, for reports."""
         return [entry["term"] for entry in self.terms]
 
-    def check(self, levels: list[int]) -> None:
-        """Raise `InputError` when no term takes part in one of the levels, given by their control intervals."""
+    def check(self, levels: list[int], dims: Sequence[int] = (2, 3)) -> None:
+        """Raise `InputError` when no term takes part in one of the levels, given by their control intervals, in images
+        of any of these dimensions.
+        """
         for controls in levels:
-            if not any(term.takes_part(controls) for term in self._terms):
+            if not any(term.takes_part(controls, dims) for term in self._terms):
                 raise InputError(f"objective: no term takes part in the level with {controls} control intervals")
 
     def prepare(self, scene: Scene, points: Tensor, controls: int = 0) -> Loss:
@@ -69,7 +72,7 @@ class Objective:
         losses = [
             (weight_for(term.weight, dims), term.prepare(scene, points))
             for term in self._terms
-            if term.takes_part(controls)
+            if term.takes_part(controls, [dims])
         ]
 
         def total(moved: Tensor) -> Tensor:

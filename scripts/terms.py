@@ -9,7 +9,7 @@ order one. Other terms: `feature_term`, `intensity_terms`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .scene import Pyramid, Scene
-from .weighing import Weight, check_weight
+from .weighing import Weight, check_weight, weight_for
 
 Loss = Callable[[Tensor], Tensor]  # moving voxels [D, *grid] of every grid voxel -> scalar
 
@@ -35,9 +35,10 @@ class Term(ABC):
         check_weight(weight, "objective: weight")
         self.weight, self.controls = weight, tuple(controls)
 
-    def takes_part(self, controls: int) -> bool:
-        """Whether a level with so many control intervals uses the term."""
-        return self.weight not in (0, [0, 0]) and self.controls[0] <= controls <= self.controls[1]
+    def takes_part(self, controls: int, dims: Sequence[int] = (2, 3)) -> bool:
+        """Whether a level with so many control intervals uses the term, in images of any of these dimensions."""
+        weighs = any(weight_for(self.weight, d) for d in dims)
+        return weighs and self.controls[0] <= controls <= self.controls[1]
 
     @abstractmethod
     def prepare(self, scene: Scene, points: Tensor) -> Loss:

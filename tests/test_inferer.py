@@ -108,3 +108,7 @@ def test_centres_are_put_together() -> None:
 def test_a_level_without_a_term_is_told_before_any_work() -> None:
     with pytest.raises(InputError, match="no term takes part in the level with 0 control intervals"):
         inferer(objective=Objective([{"term": "lncc", "controls": [16, 99]}]))
+    volumes_only = inferer(objective=Objective([{"term": "lncc", "weight": [0.0, 1.0]}]))
+    picture = scene((64, 64), (31.5, 31.5), 12.0)
+    with pytest.raises(InputError, match="no term takes part in the level with 0 control intervals"):
+        volumes_only.check(PairRequest(picture, picture, info((1.0, 1.0)), info((1.0, 1.0))), DiscSegmenter())

@@ -46,6 +46,19 @@ def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way() -
     assert [stage.both_ways for stage in picture] == [False, True, True]
 
 
+def test_lengths_may_be_each_level_s_own() -> None:
+    """Half as many intervals, each twice as long: the same bend costs four times as much."""
+    own = replace(FIT, lengths=["own", "finest"])
+    assert [stage.bending for stage in schedule(own, SHEET)] == pytest.approx([1 / 8**2, 1 / 16**2, 1 / 48**2])
+    assert schedule(own, BAR) == schedule(FIT, BAR) == schedule(replace(FIT, lengths="finest"), BAR)
+
+
+@pytest.mark.parametrize("value", ["coarsest", ["own"], ["own", 3], None, True])
+def test_lengths_are_words(value: object) -> None:
+    with pytest.raises(InputError, match="fit: lengths is .* expected 'finest' or 'own'"):
+        Fit(levels=[Level(16, 4, 5)], lengths=value)
+
+
 def test_no_level_is_fine_that_has_two_voxels_an_interval_on_the_usual_grid() -> None:
     wide = replace(FIT, voxels=96 * 48 * 48, levels=[*FIT.levels[:2], Level(96, 48, 1)])
     stages = schedule(wide, BAR)
