@@ -55,7 +55,7 @@ def test_lengths_may_be_each_level_s_own() -> None:
 
 @pytest.mark.parametrize("value", ["coarsest", ["own"], ["own", 3], None, True])
 def test_lengths_are_words(value: object) -> None:
-    with pytest.raises(InputError, match="fit: lengths is .* expected 'finest' or 'own'"):
+    with pytest.raises(InputError, match=r"fit: lengths is .* expected 'finest' or 'own'"):
         Fit(levels=[Level(16, 4, 5)], lengths=value)
 
 
