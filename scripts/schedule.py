@@ -60,8 +60,8 @@ class Fit:
         smoothness: lambda, weight of the bending energy, see `lengths`. This and `stiffness`: a number, or one for
             pictures and one for volumes.
         lengths: in which control intervals bending measures lengths: the "finest" level's, so that a bend costs the
-            same at every level, or each level's "own", so that coarse ones are stiffer and only as soft at the end. Or
-            [pictures, volumes]. Fine levels measure in their own.
+            same at every level, or each level's "own", so that coarse levels are stiff and the finest alone is soft. Or
+            [pictures, volumes]. Fine levels always measure in their own.
         stiffness: mu; it holds the affine back as well, where little else does.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
             An affine takes a quarter, and from 16 `controls` on four times what its grid does.
