@@ -60,8 +60,8 @@ class Fit:
         smoothness: lambda, weight of the bending energy, see `lengths`. This and `stiffness`: a number, or one for
             pictures and one for volumes.
         lengths: in which control intervals bending measures lengths: the "finest" level's, so that a bend costs the
-            same at every level, or each level's "own", so that coarse levels are stiff and the finest alone is soft. Or
-            [pictures, volumes]. Fine levels always measure in their own.
+            same at every level, or each level's "own", so that coarse levels are stiff and the finest alone is soft.
+            Fine levels always measure in their own.
         stiffness: mu; it holds the affine back as well, where little else does.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
             An affine takes a quarter, and from 16 `controls` on four times what its grid does.
@@ -79,7 +79,7 @@ class Fit:
     kind: str = "svf"
     levels: list[Level] = field(default_factory=list)
     smoothness: Weight = 1e-2
-    lengths: str | Sequence[str] = "finest"
+    lengths: str = "finest"
     stiffness: Weight = 0.0
     step: float = 0.02
     affine_first: bool = True
@@ -103,11 +103,8 @@ class Fit:
             )
         for name in ("smoothness", "stiffness"):
             check_weight(getattr(self, name), f"fit: {name}")
-        words = self.lengths if isinstance(self.lengths, list | tuple) and len(self.lengths) == 2 else [self.lengths]
-        if not all(word in ("finest", "own") for word in words):
-            raise InputError(
-                f"fit: lengths is {self.lengths!r}, expected 'finest' or 'own', or two of them: [pictures, volumes]"
-            )
+        if self.lengths not in ("finest", "own"):
+            raise InputError(f"fit: lengths is {self.lengths!r}, expected 'finest' or 'own'")
         if isinstance(self.step, bool) or not isinstance(self.step, int | float) or not 0 < self.step < inf:
             raise InputError(f"fit: step is {self.step!r}, expected a number above 0")
         for name, least, none in (
@@ -151,8 +148,7 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
         bounded = not fine or prod(fixed.intervals(level.controls)) <= fit.fine_intervals
         if every or not chosen or (resolved and bounded):
             chosen.append((level, grid, fine))
-    lengths = fit.lengths if isinstance(fit.lengths, str) else fit.lengths[len(fixed.shape) - 2]
-    finest = max([1, *(level.controls for level, _, fine in chosen if not fine)]) if lengths == "finest" else 1
+    finest = max([1, *(lv.controls for lv, _, fine in chosen if not fine)]) if fit.lengths == "finest" else 1
     smoothness = weight_for(fit.smoothness, len(fixed.shape))
     return [
         Stage(
