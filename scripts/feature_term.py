@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import as_bool
-from .geometry import sample, transform_points
+from .geometry import grid_steps, sample, transform_points
 from .prototypes import centred_features
 from .scene import Scene
 from .structure import shown
@@ -41,7 +41,7 @@ def _enough(cells: Tensor, places: int) -> tuple[slice, ...]:
 
     No denser than the cells, between which features say nothing, and no more than a number of `places`.
     """
-    steps = [torch.diff(cells, dim=axis).norm(dim=0).mean().item() for axis in range(1, cells.ndim)]
+    steps = grid_steps(cells).norm(dim=0).tolist()
     strides = [max(1, int(1 / max(step, 1e-6) + 0.01)) for step in steps]
     while prod(-(-n // stride) for n, stride in zip(cells.shape[1:], strides, strict=True)) > places:
         densest = min(range(len(steps)), key=lambda axis: strides[axis] * steps[axis])

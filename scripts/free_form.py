@@ -107,9 +107,9 @@ class StationaryVelocity(FreeForm):
     """Exponential of a stationary velocity field: a diffeomorphism whose inverse is the exponential of its negative."""
 
     invertible = True
-    samples: ClassVar = 2  # per control interval that carry the velocity
-    least: ClassVar = {2: 128, 3: 1}  # voxels of a carrier where the grid has them, by dimensions
-    stride: ClassVar = {2: 0.5, 3: 2.0}  # the carrier's voxels that a step of the integration may move, likewise
+    samples: ClassVar = {2: 2, 3: 1}  # per control interval that carry the velocity, by dimensions
+    least: ClassVar = {2: 128, 3: 32}  # voxels of a carrier where the grid has them, likewise
+    stride: ClassVar = {2: 0.5, 3: 1.0}  # the carrier's voxels that a step of the integration may move, likewise
 
     def _exponential(self, velocity: Tensor) -> Tensor:
         # So many steps that none moves further than the stride; the first by the midpoint rule. In volumes, where
@@ -125,7 +125,8 @@ class StationaryVelocity(FreeForm):
     def carrier(self, grid: Grid) -> Grid:
         # A few samples per control interval carry the field: compositions are most of a fit's time.
         controls = max(self.coefficients.shape[1:]) - self.degree
-        enough = max(self.samples * controls + 1, self.least[len(grid.shape)])
+        dims = len(grid.shape)
+        enough = max(self.samples[dims] * controls + 1, self.least[dims])
         return grid.coarsened(min(max(grid.shape), enough))
 
     def _integrated(self, grid: Grid, sign: int) -> Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 
 import numpy as np
 import torch
@@ -29,6 +30,13 @@ def identity_points(shape: Sequence[int], *, device: torch.device | str = "cpu")
     """Voxel indices of a grid, `[D, *shape]` float32."""
     axes = [torch.arange(size, dtype=torch.float32, device=device) for size in shape]
     return torch.stack(meshgrid_ij(*axes))
+
+
+def grid_steps(points: Tensor) -> Tensor:
+    """From a voxel of a grid that an affine map placed to the next: `[D, *grid]` -> `[D, D]`, a column an axis."""
+    first = points.flatten(1)[:, 0]
+    ends = [points.select(axis, -1).flatten(1)[:, 0] for axis in range(1, points.ndim)]
+    return torch.stack([(end - first) / (n - 1) for end, n in zip(ends, points.shape[1:], strict=True)], dim=1)
 
 
 def identity_matrix(dims: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -198,8 +206,11 @@ def apply_along_axes(matrices: Sequence[Tensor | None], values: Tensor) -> Tenso
     for axis, matrix in enumerate(matrices, start=1):
         if matrix is None:
             continue
-        matrix, behind = matrix.to(values), values.shape[axis + 1 :]
-        values = (matrix @ values.flatten(axis + 1)).unflatten(-1, behind) if behind else values @ matrix.T
+        # In batches: `matrix @ values` would move whole volumes about in memory when derivatives are asked for.
+        matrix, before, behind = matrix.to(values), values.shape[:axis], values.shape[axis + 1 :]
+        lines = values.reshape(prod(before), values.shape[axis], prod(behind))
+        values = torch.bmm(matrix.expand(len(lines), -1, -1), lines) if behind else values @ matrix.T
+        values = values.reshape(*before, len(matrix), *behind)
     return values
 
 

@@ -9,7 +9,7 @@ import torch
 from monai.losses import GlobalMutualInformationLoss
 from torch import Tensor
 
-from .geometry import apply_along_axes, sample, transform_points
+from .geometry import apply_along_axes, grid_steps, sample, transform_points
 from .scene import Pyramid, Scene
 from .structure import oriented_gradients
 from .terms import Loss, Term
@@ -65,8 +65,7 @@ class LnccTerm(Term):
     def _window(self, scene: Scene, points: Tensor) -> list[int]:
         """Voxels along each axis of the sampling grid, odd: a cube in mm, though slices be thick or few."""
         spacing = torch.tensor(scene.fixed.embedding.spacing, device=points.device)
-        along = [torch.diff(points, dim=axis).flatten(1).mean(1) for axis in range(1, points.ndim)]
-        steps = [(step * spacing).norm().item() for step in along]
+        steps = (grid_steps(points) * spacing[:, None]).norm(dim=0).tolist()
         return [
             min(1 + 2 * round((self.kernel * min(steps) / step - 1) / 2), (n - 1) // 2 * 2 + 1)
             for step, n in zip(steps, points.shape[1:], strict=True)
@@ -103,10 +102,9 @@ class StructureTerm(Term):
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         start = scene.moving_points(points)
-        moving, dims = Pyramid(scene.moving.image, start), points.ndim - 1
-        at = transform_points(moving.matrix, start)
+        moving = Pyramid(scene.moving.image, start)
         # Directions of the sampling grid as directions of the moving maps: a turned image's edges are turned too.
-        frame = torch.stack([torch.diff(at, dim=axis + 1).flatten(1).mean(1) for axis in range(dims)], 1)
+        frame = grid_steps(transform_points(moving.matrix, start))
         seen = Pyramid(scene.fixed.image, points).at(points)
         fixed = _centred(oriented_gradients(seen, sigma=self.sigma, local=self.local))
         maps = _centred(oriented_gradients(moving.maps, sigma=self.sigma, local=self.local, frame=frame))

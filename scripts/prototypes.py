@@ -63,10 +63,11 @@ def centred_features(embedding: Embedding, *, centre: bool = True, level: int = 
     Padding is zero either way, so that nothing is similar to it.
     """
     features = embedding.levels[level].float().contiguous()  # slices are stored one after the other
-    inside = embedding.inside(tuple(features.shape[1:]))
-    if centre:
-        features = features - features[:, inside].mean(1).reshape(-1, *[1] * (features.ndim - 1))
-    return features * inside
+    inside = embedding.inside(tuple(features.shape[1:])).to(features)
+    if not centre:
+        return features * inside
+    mean = features.flatten(1) @ inside.flatten() / inside.sum()  # no copy of what lies inside
+    return (features - mean.reshape(-1, *[1] * inside.ndim)).mul_(inside)
 
 
 def area_weights(regions: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .geometry import quantiles, resize_by_area, sample, scaling_about_corner, transform_points
+from .geometry import grid_steps, quantiles, resize_by_area, sample, scaling_about_corner, transform_points
 from .segmenters.protocol import Embedding
 
 
@@ -106,8 +106,7 @@ class Pyramid:
     """
 
     def __init__(self, maps: Tensor, points: Tensor) -> None:
-        along = [torch.diff(points, dim=axis).flatten(1).abs().mean(1) for axis in range(1, points.ndim)]
-        step = torch.stack(along).norm(dim=0).clamp(min=1)  # voxels of `maps` per voxel of the sampling grid, by axis
+        step = grid_steps(points).norm(dim=1).clamp(min=1)  # voxels of `maps` per voxel of the sampling grid, by axis
         shape = [max(2, round(n / s)) for n, s in zip(maps.shape[1:], step.tolist(), strict=True)]
         self.maps = resize_by_area(maps, shape)
         self.matrix = scaling_about_corner(maps.shape[1:], shape, device=maps.device)

@@ -93,7 +93,7 @@ def test_a_carrier_holds_all_of_a_map() -> None:
     grid = Grid((49, 41, 33), (1.0, 1.0, 1.5))
     composite = shaken(Composite(Affine(3), made("svf", grid, 6)), 0.03)
     carrier = composite.carrier(grid)
-    assert max(carrier.shape) == 13
+    assert max(carrier.shape) == 32
     steps = grid.voxels_per_unit() / carrier.voxels_per_unit()
     assert torch.allclose(interpolated(composite(carrier) * steps, grid), composite(grid), atol=1e-4)
     assert made("composite", grid, 6).carrier(grid) == grid  # of a B-spline: every voxel knows more
@@ -105,7 +105,7 @@ def test_longer_steps_of_the_integration_give_the_same_map(monkeypatch: pytest.M
     found = velocity(grid)
     monkeypatch.setattr(StationaryVelocity, "stride", {3: 0.1})
     exact = velocity(grid)
-    assert exact.abs().max() > 4
+    assert exact.abs().max() > 3
     assert (found - exact).norm(dim=0).mean() < 0.02
 
 
