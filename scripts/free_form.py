@@ -112,8 +112,8 @@ class StationaryVelocity(FreeForm):
     stride: ClassVar = {2: 0.5, 3: 1.0}  # the carrier's voxels that a step of the integration may move, likewise
 
     def _exponential(self, velocity: Tensor) -> Tensor:
-        # So many steps that none moves further than the stride; the first by the midpoint rule. In volumes, where
-        # compositions cost most, short ones would change the map by hundredths of a voxel.
+        # So many steps that none moves further than the stride; the first by the midpoint rule. Shorter ones would change
+        # a volume's map by hundredths of a voxel.
         stride = self.stride[len(velocity)]
         squarings = max(0, ceil(log2(max(float(velocity.detach().abs().amax()), 1e-6) / stride)))
         step = velocity / 2**squarings
@@ -123,7 +123,8 @@ class StationaryVelocity(FreeForm):
         return field
 
     def carrier(self, grid: Grid) -> Grid:
-        # A few samples per control interval carry the field: compositions are most of a fit's time.
+        # Few samples per control interval carry the field: compositions on all voxels would be most of a fit's time. In
+        # volumes, where two of them cost eight times as much as one, one finds maps that are no worse.
         controls = max(self.coefficients.shape[1:]) - self.degree
         dims = len(grid.shape)
         enough = max(self.samples[dims] * controls + 1, self.least[dims])
