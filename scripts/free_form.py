@@ -112,8 +112,8 @@ class StationaryVelocity(FreeForm):
     stride: ClassVar = {2: 0.5, 3: 1.0}  # the carrier's voxels that a step of the integration may move, likewise
 
     def _exponential(self, velocity: Tensor) -> Tensor:
-        # So many steps that none moves further than the stride; the first by the midpoint rule. Shorter ones would change
-        # a volume's map by hundredths of a voxel.
+        # So many steps that none moves further than the stride; the first by the midpoint rule. Shorter ones would
+        # change a volume's map by hundredths of a voxel.
         stride = self.stride[len(velocity)]
         squarings = max(0, ceil(log2(max(float(velocity.detach().abs().amax()), 1e-6) / stride)))
         step = velocity / 2**squarings
