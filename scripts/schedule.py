@@ -57,10 +57,12 @@ class Fit:
     Attributes:
         kind: "rigid", "affine", "bspline", "dense" or "svf".
         levels: coarse to fine. For global kinds `controls` only says how far a step goes (see `step`).
-        smoothness: lambda, weight of the bending energy, measured in each level's own control intervals, so that coarse
-            levels are stiff and the finest alone is soft. This and `stiffness`: a number, or one for pictures and one
-            for volumes.
-        stiffness: mu, of the membrane energy; it holds the affine back as well, where little else does.
+        smoothness: lambda, weight of the bending energy, see `lengths`. This and `stiffness`: a number, or one for
+            pictures and one for volumes.
+        lengths: in which control intervals bending measures lengths: the "finest" level's, so that a bend costs the
+            same at every level, or each level's "own", so that coarse levels are stiff and the finest alone is soft.
+            Fine levels always measure in their own.
+        stiffness: mu; it holds the affine back as well, where little else does.
         step: Adam's step in units of the longest side at `controls` = 1; finer grids take proportionally smaller steps.
             An affine takes a quarter, and from 16 `controls` on four times what its grid does.
         affine_first: let free-form kinds ride on an affine.
@@ -77,6 +79,7 @@ class Fit:
     kind: str = "svf"
     levels: list[Level] = field(default_factory=list)
     smoothness: Weight = 1e-2
+    lengths: str = "finest"
     stiffness: Weight = 0.0
     step: float = 0.02
     affine_first: bool = True
@@ -100,6 +103,8 @@ class Fit:
             )
         for name in ("smoothness", "stiffness"):
             check_weight(getattr(self, name), f"fit: {name}")
+        if self.lengths not in ("finest", "own"):
+            raise InputError(f"fit: lengths is {self.lengths!r}, expected 'finest' or 'own'")
         if isinstance(self.step, bool) or not isinstance(self.step, int | float) or not 0 < self.step < inf:
             raise InputError(f"fit: step is {self.step!r}, expected a number above 0")
         for name, least, none in (
@@ -143,13 +148,14 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
         bounded = not fine or prod(fixed.intervals(level.controls)) <= fit.fine_intervals
         if every or not chosen or (resolved and bounded):
             chosen.append((level, grid, fine))
+    finest = max([1, *(lv.controls for lv, _, fine in chosen if not fine)]) if fit.lengths == "finest" else 1
     smoothness = weight_for(fit.smoothness, len(fixed.shape))
     return [
         Stage(
             level,
             int(weight_for(level.steps, len(fixed.shape))),
             grid,
-            bending=smoothness / max(1, level.controls) ** 2,
+            bending=smoothness / max(finest, level.controls) ** 2,
             both_ways=not fine and fit.both_ways is not None and level.controls >= fit.both_ways,
         )
         for level, grid, fine in chosen

@@ -38,19 +38,32 @@ def test_a_fine_level_of_a_volume_gets_a_grid_of_its_own() -> None:
     assert shapes(replace(FIT, fine_intervals=FIT.fine_intervals - 1)) == usual
 
 
-def test_bending_is_measured_in_each_levels_own_intervals_and_a_fine_level_goes_one_way() -> None:
-    """Half as many intervals, each twice as long: the same bend costs four times as much."""
+def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way() -> None:
     volume, picture = schedule(FIT, BAR), schedule(FIT, SHEET)
-    assert [stage.bending for stage in volume] == pytest.approx([2 / 8**2, 2 / 16**2, 2 / 48**2])
+    assert [stage.bending for stage in volume] == pytest.approx([2 / 16**2, 2 / 16**2, 2 / 48**2])
     assert [stage.both_ways for stage in volume] == [False, True, False]
-    assert [stage.bending for stage in picture] == pytest.approx([1 / 8**2, 1 / 16**2, 1 / 48**2])
+    assert [stage.bending for stage in picture] == pytest.approx([1 / 48**2] * 3)
     assert [stage.both_ways for stage in picture] == [False, True, True]
+
+
+def test_lengths_may_be_each_level_s_own() -> None:
+    """Half as many intervals, each twice as long: the same bend costs four times as much."""
+    own = replace(FIT, lengths="own")
+    assert [stage.bending for stage in schedule(own, SHEET)] == pytest.approx([1 / 8**2, 1 / 16**2, 1 / 48**2])
+    assert [stage.bending for stage in schedule(own, BAR)] == pytest.approx([2 / 8**2, 2 / 16**2, 2 / 48**2])
+    assert schedule(replace(FIT, lengths="finest"), BAR) == schedule(FIT, BAR)
+
+
+@pytest.mark.parametrize("value", ["coarsest", ["own", "finest"], None, True])
+def test_lengths_are_words(value: object) -> None:
+    with pytest.raises(InputError, match=r"fit: lengths is .* expected 'finest' or 'own'"):
+        Fit(levels=[Level(16, 4, 5)], lengths=value)
 
 
 def test_no_level_is_fine_that_has_two_voxels_an_interval_on_the_usual_grid() -> None:
     wide = replace(FIT, voxels=96 * 48 * 48, levels=[*FIT.levels[:2], Level(96, 48, 1)])
     stages = schedule(wide, BAR)
-    assert stages[-1].both_ways and stages[-1].bending == pytest.approx(2 / 48**2)
+    assert stages[-1].both_ways and [stage.bending for stage in stages] == pytest.approx([2 / 48**2] * 3)
     assert not schedule(replace(wide, levels=[*FIT.levels[:2], Level(95, 48, 1)]), BAR)[-1].both_ways
 
 
