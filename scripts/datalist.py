@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,6 +89,23 @@ def read_datalists(paths: str | Sequence[str]) -> list[PairEntry]:
             raise InputError(f"datalist: the pair '{entry.id}' of the set '{entry.set}' is there twice; rename one")
         seen.add((entry.set, entry.id))
     return entries
+
+
+def by_set(entries: Sequence[PairEntry]) -> dict[str, list[PairEntry]]:
+    """Pairs by the name of their set, in order."""
+    sets: dict[str, list[PairEntry]] = defaultdict(list)
+    for entry in entries:
+        sets[entry.set].append(entry)
+    return sets
+
+
+def write_datalist(folder: Path, like: PairEntry, kind: str, pairs: list[dict[str, Any]]) -> Path:
+    """Write `folder`/datalist.json of pairs made from the set of `like`, called that set's name and `_kind`."""
+    application, _, last = like.set.rpartition("/")
+    about = {"name": f"{last}_{kind}", "application": application, "unit": like.unit, "label_groups": like.groups}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "datalist.json").write_text(json.dumps({**about, "pairs": pairs}, indent=1), encoding="utf-8")
+    return folder / "datalist.json"
 
 
 def read_landmarks(path: Path, dims: int, *, axes: str = "ijk") -> Tensor:

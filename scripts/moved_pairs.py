@@ -7,9 +7,7 @@ OUT/<set>/datalist.json for `configs/evaluate.yaml`, whose sets are called `..._
 
 from __future__ import annotations
 
-import json
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import fire
 from PIL import Image
 
-from .datalist import PairEntry, read_datalists
+from .datalist import PairEntry, by_set, read_datalists, write_datalist
 from .errors import InputError, one_line_errors
 
 
@@ -47,17 +45,10 @@ def run(
     entries = [e for e in read_datalists(datalist) if "moving_landmarks" not in e.files and (not ids or e.id in ids)]
     if not entries:
         raise InputError(f"datalist: {datalist} has no pair without landmarks" + (f" called {ids}" if ids else ""))
-    sets: dict[str, list[PairEntry]] = defaultdict(list)
-    for entry in entries:
-        sets[entry.set].append(entry)
-    for name, members in sets.items():
-        application, _, last = name.rpartition("/")
-        pairs = [_written(entry, Path(output_dir) / name, turn, shift) for entry in members]
-        about = {"name": f"{last}_moved", "application": application, "unit": members[0].unit}
-        content = {**about, "label_groups": members[0].groups, "pairs": pairs}
-        file = Path(output_dir) / name / "datalist.json"
-        file.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        print(file)
+    for name, members in by_set(entries).items():
+        folder = Path(output_dir) / name
+        pairs = [_written(entry, folder, turn, shift) for entry in members]
+        print(write_datalist(folder, members[0], "moved", pairs))
 
 
 def _written(entry: PairEntry, folder: Path, turn: float, shift: float) -> dict[str, Any]:

@@ -10,11 +10,9 @@ for `configs/evaluate.yaml`.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
@@ -25,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .datalist import PairEntry, read_datalists
+from .datalist import PairEntry, by_set, read_datalists, write_datalist
 from .errors import InputError, one_line_errors
 from .images import read_image, read_labels
 from .segmenters.slices import normal_axis
@@ -42,9 +40,11 @@ def others(datalist: str | Sequence[str], output_dir: str, most: int | None = No
         most: of a set, drawn with `seed`; None: all.
 
     Raises:
-        InputError: a set that names every pair already.
+        InputError: a set that names every pair already, or `most` is no whole number from 1 on.
     """
-    for name, entries in _by_set(datalist).items():
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise InputError(f"most: {most!r}, expected a whole number from 1 on")
+    for name, entries in by_set(read_datalists(datalist)).items():
         images = {entry.files[side]: _side(entry, side) for entry in entries for side in SIDES}
         listed = {frozenset(entry.files[side] for side in SIDES) for entry in entries}
         pairs = []
@@ -57,7 +57,7 @@ def others(datalist: str | Sequence[str], output_dir: str, most: int | None = No
         if not pairs:
             raise InputError(f"datalist: the set '{name}' names every pair of its images already")
         drawn = pairs if most is None or most >= len(pairs) else random.Random(seed).sample(pairs, most)
-        _write(entries[0], drawn, Path(output_dir), "others")
+        print(write_datalist(Path(output_dir) / f"{name}_others", entries[0], "others", drawn))
 
 
 def slices(datalist: str | Sequence[str], output_dir: str, at: Sequence[int]) -> None:
@@ -69,11 +69,13 @@ def slices(datalist: str | Sequence[str], output_dir: str, at: Sequence[int]) ->
         at: slices that are cut, from 0, along the axis that "auto" stacks slices along.
 
     Raises:
-        InputError: images of two grids, no volumes, without label maps, or without such a slice.
+        InputError: images of two grids, no volumes, without label maps of 0 to 255, or without such a slice.
     """
-    for name, entries in _by_set(datalist).items():
+    if not isinstance(at, list | tuple) or not at or not all(type(k) is int for k in at):
+        raise InputError(f"at: {at!r}, expected whole numbers such as [1,2,3]")
+    for name, entries in by_set(read_datalists(datalist)).items():
         folder, pairs = Path(output_dir) / f"{name}_slices", []
-        folder.mkdir(parents=True, exist_ok=True)
+        pictures: dict[str, Image.Image] = {}  # saved once all of them are known to be good
         for entry in entries:
             read = {side: _volume(entry, side) for side in SIDES}
             shapes = [tuple(grey.shape) for grey, _, _ in read.values()]
@@ -85,16 +87,12 @@ def slices(datalist: str | Sequence[str], output_dir: str, at: Sequence[int]) ->
                     pair[size] = spacing
                     for what, volume in zip(("", "_label"), volumes, strict=True):
                         pair[f"{side}{what}"] = f"{pair['id']}_{side}{what}.png"
-                        Image.fromarray(volume[..., k].byte().numpy()).save(folder / pair[f"{side}{what}"])
+                        pictures[pair[f"{side}{what}"]] = Image.fromarray(volume[..., k].byte().numpy())
                 pairs.append(pair)
-        _write(entries[0], pairs, Path(output_dir), "slices")
-
-
-def _by_set(datalist: str | Sequence[str]) -> dict[str, list[PairEntry]]:
-    sets: dict[str, list[PairEntry]] = defaultdict(list)
-    for entry in read_datalists(datalist):
-        sets[entry.set].append(entry)
-    return sets
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, picture in pictures.items():
+            picture.save(folder / file)
+        print(write_datalist(folder, entries[0], "slices", pairs))
 
 
 def _side(entry: PairEntry, side: str) -> dict[str, Any]:
@@ -115,22 +113,16 @@ def _volume(entry: PairEntry, side: str) -> tuple[Tensor, Tensor, list[float]]:
     labels, _ = read_labels(entry.files[f"{side}_label"], name=f"{side}_label")
     if values.ndim != 4 or labels.shape != values.shape[1:]:
         raise InputError(f"datalist: {entry.files[side]} is no volume with a label map of its size")
+    if labels.amin() < 0 or labels.amax() > 255:
+        raise InputError(
+            f"datalist: {entry.files[f'{side}_label']} has labels beyond 0 to 255, which a PNG cannot hold"
+        )
     grey = values[0] - values[0].amin()
     top = torch.quantile(grey.flatten()[:: max(1, grey.numel() // 1_000_000)], 0.998).clamp(min=1e-6)
     world = normal_axis("auto", [info.affine], [labels.shape])
     along = int(info.affine[world, :3].abs().argmax())
     spacing = [s for axis, s in enumerate(info.spacing) if axis != along]
     return ((grey / top).clamp(0, 1) * 255).movedim(along, -1), labels.movedim(along, -1), spacing
-
-
-def _write(first: PairEntry, pairs: list[dict[str, Any]], output_dir: Path, kind: str) -> None:
-    application, _, last = first.set.rpartition("/")
-    folder = output_dir / f"{first.set}_{kind}"
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"name": f"{last}_{kind}", "application": application, "unit": first.unit, "label_groups": first.groups}
-    file = folder / "datalist.json"
-    file.write_text(json.dumps({**about, "pairs": pairs}, indent=1), encoding="utf-8")
-    print(file)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,11 @@ def test_other_pairs_are_those_that_are_listed_in_neither_direction(pictures: Pa
     assert len(read_datalists(str(tmp_path / "one" / "test" / "few_others" / "datalist.json"))) == 1
 
 
+def test_numbers_are_whole(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="most: 0, expected a whole number from 1 on"):
+        others(str(pictures), str(tmp_path / "out"), most=0)
+
+
 def test_a_set_that_names_every_pair_has_no_others(pictures: Path, tmp_path: Path) -> None:
     content = json.loads(pictures.read_text())
     pictures.write_text(json.dumps({**content, "pairs": content["pairs"][:1]}))
@@ -46,7 +51,7 @@ def test_a_set_that_names_every_pair_has_no_others(pictures: Path, tmp_path: Pat
 
 
 def test_slices_are_cut_across_the_coarsest_axis(tmp_path: Path) -> None:
-    """One bright voxel of label 7 in the third slice, whose voxels are 5 mm apart along the array's second axis."""
+    """One bright voxel of label 7 in slice 3, whose voxels are 5 mm apart along the array's second axis."""
     volume = np.zeros((20, 8, 24), np.float32)
     volume[11, 3, 17] = 900
     for name, values in (("a", volume), ("b", volume), ("label", (volume > 0) * 7.0)):
@@ -60,5 +65,11 @@ def test_slices_are_cut_across_the_coarsest_axis(tmp_path: Path) -> None:
     for role, value in (("fixed", 255), ("moving_label", 7)):
         assert np.argwhere(np.array(Image.open(lit.files[role])) == value).tolist() == [[11, 17]]
         assert not np.array(Image.open(empty.files[role])).any()
-    with pytest.raises(InputError, match=r"at: \[8\] are no slices"):
-        slices(str(path), str(tmp_path / "out"), at=[8])
+    with pytest.raises(InputError, match=r"at: \[3, 8\] are no slices"):
+        slices(str(path), str(tmp_path / "none"), at=[3, 8])
+    with pytest.raises(InputError, match="at: 3, expected whole numbers"):
+        slices(str(path), str(tmp_path / "none"), at=3)  # type: ignore[arg-type]
+    nib.save(nib.Nifti1Image((volume > 0) * 300.0, np.diag([1.0, 5.0, 2.0, 1.0])), tmp_path / "label.nii.gz")
+    with pytest.raises(InputError, match="labels beyond 0 to 255"):
+        slices(str(path), str(tmp_path / "none"), at=[3])
+    assert not (tmp_path / "none").exists()
