@@ -15,11 +15,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .free_form import BSpline, Dense, interpolated
+from .free_form import BSpline, Dense
 from .geometry import identity_points, transform_points
 from .grid import Grid
 from .kinds import build
 from .objectives import Objective, bending_energy, membrane_energy
+from .places import Places
 from .scene import Scene
 from .schedule import Fit, Stage, schedule
 from .transformations import Affine, Composite, Linear, Transformation
@@ -111,7 +112,8 @@ def _fit_stage(
     level, grid = stage.level, stage.grid
     points = level_points(grid, fixed, scene.fixed.image.device)
     carrier = transformation.carrier(grid)  # a finer grid only interpolates it, so adds nothing to how the map bends
-    from_carrier, from_grid = (_steps(shape, fixed).to(points) for shape in (carrier.shape, grid.shape))
+    samples = level_points(carrier, fixed, points.device)
+    from_carrier = _steps(carrier.shape, fixed).to(points)
     per_unit, stiffness = carrier.voxels_per_unit(points.device), weight_for(fit.stiffness, len(fixed.shape))
     loss = objective.prepare(scene, points, level.controls)
     back = None
@@ -128,9 +130,10 @@ def _fit_stage(
         for _ in range(stage.steps):
             optimiser.zero_grad()
             ddf = transformation(carrier)
-            total = loss(transform_points(to_moving, points + interpolated(ddf * from_carrier, grid)))
+            total = loss(Places(transform_points(to_moving, samples + ddf * from_carrier), grid.shape))
             if back is not None:
-                total = (total + back(points + transformation.inverse(grid) * from_grid)) / 2
+                behind = samples + transformation.inverse(carrier) * from_carrier
+                total = (total + back(Places(behind, grid.shape))) / 2
             if level.controls:
                 total = total + stage.bending * bending_energy(ddf, per_unit)
             if stiffness:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .errors import as_bool
 from .geometry import grid_steps, sample, transform_points
+from .places import Places
 from .prototypes import centred_features
 from .scene import Scene
 from .structure import shown
@@ -36,8 +37,8 @@ def principal_components(fixed: Tensor, moving: Tensor, *, components: int) -> l
     return [F.normalize(torch.tensordot(basis, grid, dims=1), dim=0) for grid in (fixed, moving)]
 
 
-def _enough(cells: Tensor, places: int) -> tuple[slice, ...]:
-    """Which of the places `[D, *grid]`, in voxels of a feature grid, to look at.
+def _enough(cells: Tensor, places: int) -> list[int]:
+    """Every how-manieth of the places `[D, *grid]`, in voxels of a feature grid, to look at along each axis.
 
     No denser than the cells, between which features say nothing, and no more than a number of `places`.
     """
@@ -46,7 +47,7 @@ def _enough(cells: Tensor, places: int) -> tuple[slice, ...]:
     while prod(-(-n // stride) for n, stride in zip(cells.shape[1:], strides, strict=True)) > places:
         densest = min(range(len(steps)), key=lambda axis: strides[axis] * steps[axis])
         strides[densest] += 1
-    return slice(None), *[slice(None, None, stride) for stride in strides]
+    return strides
 
 
 class Lookup:
@@ -123,18 +124,18 @@ class FeatureTerm(Term):
                 view.embedding.to_grid(grid.shape)
                 for view, grid in zip((scene.fixed, scene.moving), grids, strict=True)
             )
-            cells = transform_points(fixed_matrix, points)
-            few = _enough(cells, self.places)
-            weights = torch.ones_like(points[few][0]).flatten()
+            every = _enough(transform_points(fixed_matrix, points), self.places)
+            few = points[:, *[slice(None, None, stride) for stride in every]]
+            weights = torch.ones_like(few[0]).flatten()
             if background != 1:
-                seen = sample(scene.known["shown"][0], points[few]).flatten()
-                weights = background + (1 - background) * seen
-            pairs.append((grids[0](cells[few]), grids[1], matrix, few, weights / weights.sum().clamp(min=1e-6)))
+                weights = background + (1 - background) * sample(scene.known["shown"][0], few).flatten()
+            fixed = grids[0](transform_points(fixed_matrix, few))
+            pairs.append((fixed, grids[1], matrix, every, weights / weights.sum().clamp(min=1e-6)))
 
-        def loss(moved: Tensor) -> Tensor:
+        def loss(moved: Places) -> Tensor:
             cosines = [
-                (fixed * grid(transform_points(matrix, moved[few]))).sum(1) @ weights
-                for fixed, grid, matrix, few, weights in pairs
+                (fixed * grid(moved.through(matrix, every))).sum(1) @ weights
+                for fixed, grid, matrix, every, weights in pairs
             ]
             return 1 - torch.stack(cosines).mean()
 

@@ -6,6 +6,7 @@ B-splines after Rueckert et al. 1999, stationary velocity after Arsigny et al. 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil, log2
 from typing import ClassVar
@@ -36,11 +37,14 @@ def spline_basis(samples: int, controls: int, degree: int) -> Tensor:
     return basis.float()
 
 
-def interpolated(values: Tensor, target: Grid) -> Tensor:
-    """Values `[C, *S]` of a grid on another one over the same extent, linearly: `[C, *target.shape]`."""
-    if values.shape[1:] == target.shape:
-        return values
-    between = [spline_basis(n, m, 1) for n, m in zip(target.shape, values.shape[1:], strict=True)]
+def interpolated(values: Tensor, shape: Sequence[int], every: Sequence[int] | None = None) -> Tensor:
+    """Values `[C, *S]` of a grid on another one over the same extent, linearly: `[C, *shape]`, or of `every`
+    so-manieth voxel of it along the axes.
+    """
+    strides = [slice(None, None, stride) for stride in every or [1] * len(shape)]
+    if values.shape[1:] == tuple(shape):
+        return values[:, *strides]
+    between = [spline_basis(n, m, 1)[stride] for n, m, stride in zip(shape, values.shape[1:], strides, strict=True)]
     return apply_along_axes(between, values)
 
 
@@ -133,7 +137,7 @@ class StationaryVelocity(FreeForm):
     def _integrated(self, grid: Grid, sign: int) -> Tensor:
         carrier = self.carrier(grid)
         units = self._exponential(sign * self.span(carrier)) / carrier.voxels_per_unit(self.coefficients.device)
-        return interpolated(units, grid) * grid.voxels_per_unit(units.device)
+        return interpolated(units, grid.shape) * grid.voxels_per_unit(units.device)
 
     def forward(self, grid: Grid) -> Tensor:
         return self._integrated(grid, 1)

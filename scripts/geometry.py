@@ -82,12 +82,18 @@ def sample(image: Tensor, points: Tensor, *, mode: str = "bilinear", padding: st
         )
     sizes = torch.tensor(image.shape[1:], dtype=points.dtype, device=points.device)
     scale = (2.0 / (sizes - 1).clamp(min=1)).reshape(-1, *[1] * dims)
-    # grid_sample wants the last axis first, and is quicker where a point's coordinates lie together.
-    grid = torch.stack((points * scale - 1.0).unbind(0)[::-1], dim=-1)
+    return sample_normalised(image, (points * scale - 1.0).unbind(0)[::-1], mode=mode, padding=padding)
+
+
+def sample_normalised(
+    image: Tensor, places: Sequence[Tensor], *, mode: str = "bilinear", padding: str = "zeros"
+) -> Tensor:
+    """As `sample`, at places in [-1, 1] between the outermost voxel centres: D coordinates `[*T]`, the last axis's
+    first, which is what `grid_sample` reads.
+    """
     values = image if image.is_floating_point() else image.float()
-    return F.grid_sample(
-        values[None], grid[None].to(values.dtype), mode=mode, padding_mode=padding, align_corners=True
-    )[0]
+    grid = torch.stack(list(places), dim=-1)[None].to(values.dtype)  # quicker where a point's coordinates lie together
+    return F.grid_sample(values[None], grid, mode=mode, padding_mode=padding, align_corners=True)[0]
 
 
 def resampled(image: Tensor, matrix: Tensor, shape: Sequence[int], *, padding: str = "zeros") -> Tensor:

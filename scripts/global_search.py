@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from .correspondence import level_points
 from .geometry import identity_points, transform_points
 from .grid import Grid
+from .places import Places
 from .scene import Pyramid
 from .structure import oriented_gradients, shown
 
@@ -121,12 +122,12 @@ def _similarity(angle: float, size: float, middle: Tensor, centre: Tensor) -> Te
 def _seen(image: Tensor, points: Tensor, cell: int) -> tuple[Tensor, Tensor]:
     """Structure `[n, *cells]` of an image sampled at points, and which cells show something, `[*cells]`."""
     pyramid = Pyramid(image, points)
-    grey = pyramid.at(points)
+    grey = pyramid.at(Places(points))
     at = transform_points(pyramid.matrix, points)
     limits = torch.tensor(pyramid.maps.shape[1:]).reshape(-1, 1, 1) - 1
     inside = ((at >= 0) & (at <= limits)).all(0)
     content = Pyramid(shown(pyramid.maps, margin=4)[None].float(), identity_points(pyramid.maps.shape[1:]))
-    valid = (content.at(at)[0] > 0.99) & inside
+    valid = (content.at(Places(at))[0] > 0.99) & inside
     structure = F.avg_pool2d(oriented_gradients(grey)[None], cell)[0]
     return structure, (F.avg_pool2d(valid[None].float(), cell)[0] > 0.99).float()
 

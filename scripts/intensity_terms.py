@@ -9,7 +9,8 @@ import torch
 from monai.losses import GlobalMutualInformationLoss
 from torch import Tensor
 
-from .geometry import apply_along_axes, grid_steps, sample, transform_points
+from .geometry import apply_along_axes, grid_steps, transform_points
+from .places import Places
 from .scene import Pyramid, Scene
 from .structure import oriented_gradients
 from .terms import Loss, Term
@@ -25,6 +26,7 @@ class LnccTerm(Term):
     Args:
         weight, controls: see `Term`.
         kernel: window side in voxels of the sampling grid along its finest axis; as long in mm along the others.
+            Neighbouring windows say nearly the same, so one is taken every quarter of its side.
         floor: standard deviation of grey values in [0, 1] below which a window is flat.
     """
 
@@ -36,7 +38,7 @@ class LnccTerm(Term):
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         boxes = [
-            _box(n, side).to(points.device)
+            _box(n, side, max(1, side // 4)).to(points.device)
             for n, side in zip(points.shape[1:], self._window(scene, points), strict=True)
         ]
 
@@ -47,13 +49,13 @@ class LnccTerm(Term):
             average, square = mean(torch.cat([grey, grey.square()]))
             return average, (square - average.square()).clamp(min=0) + self.floor**2
 
-        fixed = Pyramid(scene.fixed.image, points).at(points)
+        fixed = Pyramid(scene.fixed.image, points).at(Places(points))
         moving = Pyramid(scene.moving.image, scene.moving_points(points))
         covered = scene.coverage(points)
         fixed_mean, fixed_variance = moments(fixed)
 
-        def loss(moved: Tensor) -> Tensor:
-            inside = (mean(covered(moved)[None])[0] > 0.99).to(moved)
+        def loss(moved: Places) -> Tensor:
+            inside = (mean(covered(moved)[None])[0] > 0.99).to(points)
             warped = moving.at(moved)
             average, variance = moments(warped)
             covariance = mean(warped * fixed)[0] - average * fixed_mean
@@ -72,10 +74,10 @@ class LnccTerm(Term):
         ]
 
 
-def _box(size: int, side: int) -> Tensor:
-    """Matrix `[size, size]` of means over so many neighbours along an axis, fewer at its ends."""
+def _box(size: int, side: int, step: int) -> Tensor:
+    """Matrix `[about size / step, size]` of means over so many neighbours along an axis, fewer at its ends."""
     places = torch.arange(size)
-    near = ((places[:, None] - places).abs() <= side // 2).float()
+    near = ((places[(size - 1) % step // 2 :: step, None] - places).abs() <= side // 2).float()
     return near / near.sum(1, keepdim=True)
 
 
@@ -105,14 +107,14 @@ class StructureTerm(Term):
         moving = Pyramid(scene.moving.image, start)
         # Directions of the sampling grid as directions of the moving maps: a turned image's edges are turned too.
         frame = grid_steps(transform_points(moving.matrix, start))
-        seen = Pyramid(scene.fixed.image, points).at(points)
+        seen = Pyramid(scene.fixed.image, points).at(Places(points))
         fixed = _centred(oriented_gradients(seen, sigma=self.sigma, local=self.local))
         maps = _centred(oriented_gradients(moving.maps, sigma=self.sigma, local=self.local, frame=frame))
         covered, strength = scene.coverage(points), fixed.square().sum(0)
 
-        def loss(moved: Tensor) -> Tensor:
+        def loss(moved: Places) -> Tensor:
             inside = covered(moved)
-            warped = sample(maps, transform_points(moving.matrix, moved), padding="border")
+            warped = moved.sample(maps, moving.matrix)
             product, power = ((fixed * warped).sum(0) * inside).sum(), (warped.square().sum(0) * inside).sum()
             return 1 - product / ((strength * inside).sum() * power).clamp(min=1e-9).sqrt()
 
@@ -137,7 +139,7 @@ class MutualInformationTerm(Term):
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         measure = GlobalMutualInformationLoss(num_bins=self.bins)
-        fixed = Pyramid(scene.fixed.image.clamp(0, 1), points).at(points)[None]
+        fixed = Pyramid(scene.fixed.image.clamp(0, 1), points).at(Places(points))[None]
         moving = Pyramid(scene.moving.image.clamp(0, 1), scene.moving_points(points))
         scale = 1.0 / torch.log(torch.tensor(float(self.bins)))
         return lambda moved: 1 + scale * measure(moving.at(moved)[None], fixed)

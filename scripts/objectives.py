@@ -12,6 +12,7 @@ from torch import Tensor
 from .errors import InputError
 from .feature_term import FeatureTerm
 from .intensity_terms import LnccTerm, MutualInformationTerm, StructureTerm
+from .places import Places
 from .scene import Scene
 from .terms import Loss, RoiTerm, Term
 from .weighing import weight_for
@@ -75,7 +76,7 @@ class Objective:
             if term.takes_part(controls, [dims])
         ]
 
-        def total(moved: Tensor) -> Tensor:
+        def total(moved: Places) -> Tensor:
             return torch.stack([weight * loss(moved) for weight, loss in losses]).sum()
 
         return total

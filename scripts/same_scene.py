@@ -23,6 +23,7 @@ from .global_search import GlobalSearch, search_starts
 from .grid import Grid
 from .intensity_terms import StructureTerm
 from .objectives import Objective
+from .places import Places
 from .scene import Scene
 from .schedule import Fit
 from .structure import standing_view
@@ -130,7 +131,7 @@ class SameScene:
         moved = transform_points(to_moving, points)
         last = torch.tensor(scene.moving.image.shape[1:], device=moved.device).reshape(-1, *[1] * len(points)) - 1
         covered = ((moved >= 0) & (moved <= last)).all(0).float().mean().item()
-        return (1 - self._structure(scene, points, to_moving)(moved).item()) * math.sqrt(covered)
+        return (1 - self._structure(scene, points, to_moving)(Places(moved)).item()) * math.sqrt(covered)
 
     @staticmethod
     def _structure(scene: Scene, points: Tensor, to_moving: Tensor) -> Loss:
@@ -140,14 +141,16 @@ class SameScene:
         """1 - correlation of edges under a field `[D, *S]` before `to_moving`, in detail."""
         points = level_points(grid.coarsened(self.detail), grid, ddf.device)
         moved = transform_points(to_moving, points + sample(ddf, points, padding="border"))
-        return self._structure(scene, points, to_moving)(moved).item()
+        return self._structure(scene, points, to_moving)(Places(moved)).item()
 
     def _evidence(self, scene: Scene, grid: Grid, to_moving: Tensor, matrix: Tensor) -> dict[str, float]:
         points = level_points(grid.coarsened(self.size), grid, matrix.device)
         loss, side = self._structure(scene, points, matrix), max(grid.shape)
-        here = 1 - loss(transform_points(matrix, points)).item()
+        here = 1 - loss(Places(transform_points(matrix, points))).item()
         steps = torch.cat([torch.eye(len(points)), -torch.eye(len(points))]).to(points) * self.shift * side
-        beside = [1 - loss(transform_points(matrix, points + s.reshape(-1, *[1] * len(points)))).item() for s in steps]
+        beside = [
+            1 - loss(Places(transform_points(matrix, points + s.reshape(-1, *[1] * len(points))))).item() for s in steps
+        ]
         moved = transform_points(torch.linalg.inv(to_moving) @ matrix, points) - points
         return {
             "agreement": here,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .geometry import grid_steps, quantiles, resize_by_area, sample, scaling_about_corner, transform_points
+from .places import Places
 from .segmenters.protocol import Embedding
 
 
@@ -65,20 +66,20 @@ class Scene:
     to_moving: Tensor | None = None
     known: dict[str, list[Any]] = field(default_factory=dict, compare=False)
 
-    def coverage(self, points: Tensor) -> Callable[[Tensor], Tensor]:
+    def coverage(self, points: Tensor) -> Callable[[Places], Tensor]:
         """Which places count: inside the moving image, and where both images show something.
 
         Args:
             points: `[D, *grid]` fixed voxels of a grid.
 
         Returns:
-            a function from moving voxels `[D, *grid]` to `[*grid]` in {0, 1}, a constant for derivatives.
+            a function from places on the moving image to `[*grid]` in {0, 1}, a constant for derivatives.
         """
         anchor = self.fixed.shows(points)
 
         @torch.no_grad()
-        def covered(moved: Tensor) -> Tensor:
-            return (anchor & self.moving.shows(moved)).to(moved)
+        def covered(moved: Places) -> Tensor:
+            return (anchor & self.moving.shows(moved.through())).to(points)
 
         return covered
 
@@ -111,6 +112,6 @@ class Pyramid:
         self.maps = resize_by_area(maps, shape)
         self.matrix = scaling_about_corner(maps.shape[1:], shape, device=maps.device)
 
-    def at(self, points: Tensor, padding: str = "border") -> Tensor:
-        """Values `[C, *grid]` at voxels `[D, *grid]` of the original maps."""
-        return sample(self.maps, transform_points(self.matrix, points), padding=padding)
+    def at(self, places: Places) -> Tensor:
+        """Values `[C, *grid]` at places on the original maps; beyond their border the border's."""
+        return places.sample(self.maps, self.matrix)

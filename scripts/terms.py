@@ -2,7 +2,7 @@
 """Terms of the objective: what one is, and the paper's own.
 
 A term compares the two images at one sampling grid: `prepare` gathers on that grid what does not change during the fit,
-and the function it returns maps the current moving-image points of the grid's voxels to a scalar, 0 at best and of
+and the function it returns maps the places of the grid's voxels on the moving image to a scalar, 0 at best and of
 order one. Other terms: `feature_term`, `intensity_terms`.
 """
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .places import Places
 from .scene import Pyramid, Scene
 from .weighing import Weight, check_weight, weight_for
 
-Loss = Callable[[Tensor], Tensor]  # moving voxels [D, *grid] of every grid voxel -> scalar
+Loss = Callable[[Places], Tensor]  # where the grid's voxels lie on the moving image -> scalar
 
 
 class Term(ABC):
@@ -62,12 +63,12 @@ class RoiTerm(Term):
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         keep = scene.confidence > 0
         if not keep.any():
-            return lambda moved: moved.sum() * 0.0
+            return lambda moved: moved.carried.sum() * 0.0
         confidence = scene.confidence[keep] / scene.confidence[keep].sum()
-        fixed = Pyramid(scene.fixed.regions[keep], points).at(points).flatten(1)
+        fixed = Pyramid(scene.fixed.regions[keep], points).at(Places(points)).flatten(1)
         moving = Pyramid(scene.moving.regions[keep], scene.moving_points(points))
 
-        def loss(moved: Tensor) -> Tensor:
+        def loss(moved: Places) -> Tensor:
             warped = moving.at(moved).flatten(1)
             if self.loss == "dice":
                 overlap = 2 * (fixed * warped).sum(1) + 1e-3

@@ -19,6 +19,7 @@ from scripts.geometry import compose, folding_percent, identity_matrix, identity
 from scripts.grid import Grid
 from scripts.intensity_terms import LnccTerm, MutualInformationTerm
 from scripts.objectives import Objective, bending_energy, membrane_energy
+from scripts.places import Places
 from scripts.scene import Scene, View
 from scripts.schedule import Fit, Level
 from scripts.segmenters.embedding import Embedding
@@ -191,10 +192,10 @@ def test_lncc_does_not_reward_an_emptied_window() -> None:
     view = View(image, embedding(SHAPE), image)
     points = identity_points(SHAPE)
     loss = LnccTerm(kernel=9).prepare(Scene(view, View(noisy, embedding(SHAPE), noisy)), points)
-    assert loss(points) < 0.8
-    assert loss(points + 500.0) > 0.95
+    assert loss(Places(points)) < 0.8
+    assert loss(Places(points + 500.0)) > 0.95
     self_loss = LnccTerm(kernel=9).prepare(Scene(view, view), points)
-    assert self_loss(points) < 0.02
+    assert self_loss(Places(points)) < 0.02
 
 
 def test_lncc_is_the_mean_squared_correlation_over_windows_that_the_border_cuts() -> None:
@@ -209,7 +210,7 @@ def test_lncc_is_the_mean_squared_correlation_over_windows_that_the_border_cuts(
         for j in range(shape[1])
     ]
     loss = LnccTerm(kernel=5, floor=1e-4).prepare(Scene(*views), points)
-    assert abs(float(loss(points)) - (1 - np.mean(squared))) < 1e-3
+    assert abs(float(loss(Places(points))) - (1 - np.mean(squared))) < 1e-3
 
 
 def test_the_fit_starts_at_a_copy_of_the_initial_map() -> None:
@@ -315,7 +316,7 @@ def test_mutual_information_prefers_alignment_whatever_the_contrast() -> None:
     blank = torch.zeros(0, *SHAPE)
     scene = Scene(View(image, embedding(SHAPE), blank), View(1 - image**2, embedding(SHAPE), blank))
     loss = MutualInformationTerm().prepare(scene, identity_points(SHAPE))
-    aligned, shifted = loss(identity_points(SHAPE)), loss(identity_points(SHAPE) + 4.0)
+    aligned, shifted = (loss(Places(identity_points(SHAPE) + shift)) for shift in (0.0, 4.0))
     assert aligned < shifted
 
 
@@ -372,7 +373,7 @@ def test_local_correlation_of_thin_slabs(shape: tuple[int, ...]) -> None:
         LnccTerm().prepare(Scene(*[View(v, embedding(shape), v[:0]) for v in (image, x)]), points)
         for x in (image, other)
     ]
-    same, different = (float(loss(points)) for loss in losses)
+    same, different = (float(loss(Places(points))) for loss in losses)
     assert same == pytest.approx(0, abs=1e-3) and different > 0.5
 
 

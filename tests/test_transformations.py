@@ -95,7 +95,7 @@ def test_a_carrier_holds_all_of_a_map() -> None:
     carrier = composite.carrier(grid)
     assert max(carrier.shape) == 32
     steps = grid.voxels_per_unit() / carrier.voxels_per_unit()
-    assert torch.allclose(interpolated(composite(carrier) * steps, grid), composite(grid), atol=1e-4)
+    assert torch.allclose(interpolated(composite(carrier) * steps, grid.shape), composite(grid), atol=1e-4)
     assert made("composite", grid, 6).carrier(grid) == grid  # of a B-spline: every voxel knows more
 
 
