@@ -42,7 +42,7 @@ def up_to_the_fit(
     generator = torch.Generator().manual_seed(inferer.seed)
     with Clock(False) as clock:
         pair = inferer.prepare(request, network, clock)
-    request = pair.request  # on the model's device
+    request = pair.request  # on the model's device, as the following is on working grids
     segmenter, moving, method = pair.segmenter, pair.moving, inferer.method
     given = sample_prompts(segmenter, moving, request.moving, inferer.sampling, generator, request.moving_label)
     prompts = understood(segmenter, moving, given, inferer.sampling)
@@ -69,7 +69,7 @@ def main(data: str, sets: list[str] | None = None, experiment: str = "ablation",
             row = []
             for variant, method in variants.items():
                 seen = pair if method.inferer.same_scene else replace(pair, edges=None)
-                fitted = method.inferer.fitted(seen, pairs)
+                fitted = pair.working.map(method.inferer.fitted(seen, pairs))
                 found = scores(truth, fitted.ddf.cpu(), fitted.to_moving.cpu())
                 score = next(s for s in (found.get("dice_mean"), found.get("tre_mean")) if s is not None)
                 table[name][variant].append(score)

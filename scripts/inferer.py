@@ -42,6 +42,7 @@ from .segmenters.protocol import Segmenter
 from .segmenters.slices import normal_axis
 from .segmenters.slicewise import SliceWiseSegmenter
 from .transformations import Transformation
+from .working import WorkingPair
 
 
 class PromptRegInferer(Inferer):
@@ -57,6 +58,7 @@ class PromptRegInferer(Inferer):
         objective, fit: the final fit.
         start: "prior" (the final fit starts at the coarse prior) or "identity" (paper).
         prealignment: how the images lie before anything is fitted: "auto", "world", "centre" or "features".
+        voxels: of an image at most while it is worked on (see `working`).
         seed: of every random draw.
         progress: show a progress bar on standard error.
     """
@@ -75,6 +77,7 @@ class PromptRegInferer(Inferer):
         *,
         start: str = "prior",
         prealignment: str = "auto",
+        voxels: int = 2_500_000,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -90,6 +93,9 @@ class PromptRegInferer(Inferer):
         if prealignment not in CHOICES:
             raise InputError(f"prealignment: unknown '{prealignment}', expected one of {list(CHOICES)}")
         self.prealignment, self.progress = prealignment, as_bool(progress, "progress")
+        if not isinstance(voxels, int) or isinstance(voxels, bool) or voxels < 1000:
+            raise InputError(f"voxels: {voxels!r} is no whole number from 1000 on")
+        self.voxels = voxels
         self._check_terms((2, 3))
 
     def __call__(self, inputs: Tensor, network: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -135,11 +141,14 @@ class PromptRegInferer(Inferer):
         """Everything that needs no prompt: both images encoded, the coarse prior, one scene or two."""
         metered = Metered(network)
         segmenter = self._for_image(metered, request)
-        grid = Grid(tuple(request.fixed.shape[1:]), request.fixed_info.spacing)
         with clock("encode both images"):
             affines = [request.fixed_info.affine, request.moving_info.affine]
             fixed, moving = segmenter.encode([request.fixed, request.moving], [a.float() for a in affines])
-            request = request.on(fixed.features.device)
+            working = WorkingPair.of(request.on(fixed.features.device), self.voxels)
+            fixed, moving, request = (
+                working.embedding(fixed, "fixed"), working.embedding(moving, "moving"), working.request
+            )  # fmt: skip
+            grid = Grid(tuple(request.fixed.shape[1:]), request.fixed_info.spacing)
         with clock("coarse prior"):
             scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
             to_moving, prealigned = prealign(self.prealignment, request, scene)
@@ -158,7 +167,7 @@ class PromptRegInferer(Inferer):
             ddf, inverse = edges or (coarse(grid), coarse.inverse(grid))
             prior = Prior(ddf, inverse, to_moving)
         return PreparedPair(
-            request, metered, segmenter, grid, fixed, moving, scene, prealigned, coarse, edges, evidence, prior
+            working, metered, segmenter, grid, fixed, moving, scene, prealigned, coarse, edges, evidence, prior
         )
 
     @torch.no_grad()
@@ -184,8 +193,8 @@ class PromptRegInferer(Inferer):
     def registration(
         self, pair: PreparedPair, pairs: RegionPairs, fitted: Prior, seconds: dict[str, float]
     ) -> Registration:
-        """What a pair's map and region pairs amount to, with the cost and the settings that led to them."""
-        request = pair.request
+        """What a pair's map and region pairs amount to on the images' own grids, with the cost and the settings."""
+        request, pairs, fitted = pair.working.own, pair.working.told(pairs), pair.working.map(fitted)
         return Registration(
             fixed=request.fixed,
             moving=request.moving,
@@ -240,6 +249,7 @@ class PromptRegInferer(Inferer):
             "seed": self.seed,
             "start": self.start,
             "prealignment": self.prealignment,
+            "voxels": self.voxels,
             "sampling": asdict(self.sampling),
             "method": asdict(self.method),
             "prior": {

@@ -49,8 +49,8 @@ class Session:
         self._lock = RLock()
         with Clock(inferer.progress) as clock, _ASKING:
             self._prepared = self.pair = inferer.prepare(request, network, clock)
-            self.request = self.pair.request  # on the model's device
-            self._priors = {"moving": self.pair.prior, "fixed": self.pair.prior.reversed(request.moving.shape[1:])}
+            self.request, moving = self.pair.working.own, self.pair.request.moving  # on the model's device
+            self._priors = {"moving": self.pair.prior, "fixed": self.pair.prior.reversed(moving.shape[1:])}
             for features in self.pair.features(centre=inferer.method.centre).values():
                 _ = features.lengths, features.alike  # before the first prompt instead of with it
         self.seconds = clock.seconds | {"corresponding prompts": 0.0}
@@ -98,9 +98,10 @@ class Session:
                 raise InputError(f"prompts: the ids {taken or [p.id for p in prompts]} are taken; ids must differ")
             if not prompts or len(self._asked) + len(prompts) > MOST:
                 raise InputError(f"prompts: {len(prompts)} given; a session takes from 1 to {MOST} in all")
-            self._asked |= {asked.given.id: asked for asked in self._ask(prompts, side)}
-            everything = self.pairs()
-            return everything[[everything.ids.index(p.id) for p in prompts]]
+            own = self.pair.working.given(prompts, side)
+            self._asked |= {asked.given.id: asked for asked in self._ask(own, side)}
+            everything = self._everything()
+            return self.pair.working.told(everything[[everything.ids.index(p.id) for p in prompts]])
 
     def remove(self, *ids: str) -> None:
         """Forget prompts; `InputError` for an id that is not in the session."""
@@ -114,7 +115,10 @@ class Session:
     def pairs(self) -> RegionPairs:
         """The pairs of all prompts so far, in the order they were given; `InputError` when there are none."""
         with self._lock:
-            return self._paired(list(self._asked.values()), self._priors, by_regions=self.pair.edges is None)
+            return self.pair.working.told(self._everything())
+
+    def _everything(self) -> RegionPairs:
+        return self._paired(list(self._asked.values()), self._priors, by_regions=self.pair.edges is None)
 
     def sides(self) -> dict[str, str]:
         """Which image each prompt was given on, by id."""
@@ -136,7 +140,7 @@ class Session:
             seconds = dict(self.seconds)
         began = now()
         fitted = self.inferer.fitted(self.pair, pairs)
-        maps = {"moving": fitted, "fixed": fitted.reversed(self.request.moving.shape[1:])}
+        maps = {"moving": fitted, "fixed": fitted.reversed(self.pair.request.moving.shape[1:])}
         pairs = self._paired(asked, maps, by_regions=False)
         seconds["dense correspondence"] = now() - began
         return self.inferer.registration(self.pair, pairs, fitted, seconds)
@@ -144,12 +148,12 @@ class Session:
     def _sample(self, count: int) -> list[Asked]:
         if self._sampled is None or len(self._sampled) < count:
             pair, how = self.pair, replace(self.inferer.sampling, count=count)
-            how.check_label(self.request.moving_label)
+            image, label = pair.request.moving, pair.request.moving_label
+            how.check_label(label)
             try:
                 with _ASKING:
                     prompts = sample_prompts(
-                        pair.segmenter, pair.moving, self.request.moving, how, self._generator(),
-                        self.request.moving_label,
+                        pair.segmenter, pair.moving, image, how, self._generator(), label
                     )  # fmt: skip
             except InputError:  # nothing stands out on the moving image
                 if not self._asked:
@@ -164,7 +168,7 @@ class Session:
         began = now()
         pair, inferer = self.pair, self.inferer
         own, other = (pair.moving, pair.fixed) if side == "moving" else (pair.fixed, pair.moving)
-        image = self.request.moving if side == "moving" else self.request.fixed
+        image = pair.request.moving if side == "moving" else pair.request.fixed
         with _ASKING:
             prompts = understood(pair.segmenter, own, given, inferer.sampling)
             # A new generator each time draws the same transforms, whose views are then in the model's cache.

@@ -17,6 +17,7 @@ from .segmenters.embedding import Embedding
 from .segmenters.metered import Metered
 from .segmenters.protocol import Segmenter
 from .transformations import Transformation
+from .working import WorkingPair
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class PreparedPair:
     """What all prompts of a pair share.
 
     Attributes:
-        request: the pair.
+        working: the pair and the grids it is worked on; all of the following is in their voxels.
         metered: the model, counting its work; segmenter: the same for images of these dimensions.
         grid: the fixed image's.
         fixed, moving: embeddings.
@@ -37,7 +38,7 @@ class PreparedPair:
         known: features, once somebody asked for them.
     """
 
-    request: PairRequest
+    working: WorkingPair
     metered: Metered
     segmenter: Segmenter
     grid: Grid
@@ -57,6 +58,11 @@ class PreparedPair:
             sides = {"moving": self.moving, "fixed": self.fixed}
             self.known[centre] = {side: Features.of(embedding, centre=centre) for side, embedding in sides.items()}
         return self.known[centre]
+
+    @property
+    def request(self) -> PairRequest:
+        """The pair on its working grids."""
+        return self.working.request
 
     @property
     def to_moving(self) -> Tensor:

@@ -69,7 +69,6 @@ class Fit:
         voxels: of a sampling grid at most; bounds time and memory in volumes.
         fine: control intervals from which on a free-form level of a volume is a fine one, with a grid of its own, where
             the usual grid has fewer than two voxels for each. None: no level is.
-        fine_voxels: as `voxels`, of a fine level.
         fine_intervals: of a fine level in all, at most; one with more is left out. Its time grows with them.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
@@ -85,7 +84,6 @@ class Fit:
     affine_first: bool = True
     voxels: int = 270_000
     fine: int | None = None
-    fine_voxels: int = 2_500_000
     fine_intervals: int = 300_000
     both_ways: int | None = None
 
@@ -110,7 +108,6 @@ class Fit:
         for name, least, none in (
             ("voxels", 1, False),
             ("fine", 1, True),
-            ("fine_voxels", 1, False),
             ("fine_intervals", 1, False),
             ("both_ways", 0, True),
         ):
@@ -143,7 +140,7 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
     for level in fit.levels:
         grid = fixed.coarsened(level.size, fit.voxels)
         fine = not every and volume and level.controls >= (fit.fine or inf) and max(grid.shape) < 2 * level.controls
-        grid = fixed.coarsened(level.size, fit.fine_voxels) if fine else grid
+        grid = fixed.coarsened(level.size) if fine else grid
         resolved = max(grid.shape) >= 1.5 * level.controls
         bounded = not fine or prod(fixed.intervals(level.controls)) <= fit.fine_intervals
         if every or not chosen or (resolved and bounded):

@@ -18,7 +18,6 @@ FIT = Fit(
     smoothness=[1.0, 2.0],
     voxels=48 * 24 * 24,
     fine=48,
-    fine_voxels=72 * 36 * 36,
     fine_intervals=48 * 24 * 24,
     both_ways=16,
 )
@@ -33,7 +32,6 @@ def test_a_fine_level_of_a_volume_gets_a_grid_of_its_own() -> None:
     usual = shapes(replace(FIT, fine=None))
     assert len(usual) == 2 and all(prod(shape) <= FIT.voxels for shape in usual)
     assert shapes(FIT) == [*usual, (72, 36, 36)]
-    assert shapes(replace(FIT, fine_voxels=FIT.fine_voxels - 1)) == usual
     assert shapes(replace(FIT, levels=[*FIT.levels[:2], Level(71, 48, 1)])) == usual
     assert shapes(replace(FIT, fine_intervals=FIT.fine_intervals - 1)) == usual
 
@@ -94,7 +92,7 @@ def test_the_step_is_a_number_above_zero(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, "abc", True, 1.5e5])
-@pytest.mark.parametrize("name", ["voxels", "fine", "fine_voxels", "fine_intervals", "both_ways"])
+@pytest.mark.parametrize("name", ["voxels", "fine", "fine_intervals", "both_ways"])
 def test_bounds_are_whole_numbers(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"fit: {name} is .* expected a whole number"):
         Fit(levels=[Level(16, 4, 5)], **{name: value})
