@@ -26,7 +26,7 @@ class LnccTerm(Term):
     Args:
         weight, controls: see `Term`.
         kernel: window side in voxels of the sampling grid along its finest axis; as long in mm along the others.
-            Neighbouring windows say nearly the same, so one is taken every quarter of its side.
+            Neighbouring windows say nearly the same; in volumes one is taken every quarter of its side.
         floor: standard deviation of grey values in [0, 1] below which a window is flat.
     """
 
@@ -37,10 +37,9 @@ class LnccTerm(Term):
         self.kernel, self.floor = kernel, floor
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
-        boxes = [
-            _box(n, side, max(1, side // 4)).to(points.device)
-            for n, side in zip(points.shape[1:], self._window(scene, points), strict=True)
-        ]
+        sides = self._window(scene, points)
+        steps = [max(1, side // 4) if len(sides) == 3 else 1 for side in sides]
+        boxes = [_box(*along).to(points.device) for along in zip(points.shape[1:], sides, steps, strict=True)]
 
         def mean(maps: Tensor) -> Tensor:
             return apply_along_axes(boxes, maps)  # on a CPU ten times as fast as pooling
