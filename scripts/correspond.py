@@ -70,7 +70,7 @@ class Found:
     """Counterparts of K prompts.
 
     Attributes:
-        moving_regions: `[K, *M]` and fixed_regions: `[K, *S]`, probabilities on the images' own grids.
+        moving_regions: `[K, *M]` and fixed_regions: `[K, *S]`, probabilities on the images' (working) grids.
         prompts: K prompts on the fixed image.
         cues: of confidence, each `[K]` in [0, 1], by name.
         centres: `[K, D]` centres of mass of the moving and of the fixed regions, in voxels of their images.

@@ -13,6 +13,7 @@ from dataclasses import replace
 from threading import Lock, RLock
 
 import torch
+from torch import Tensor
 
 from .asked import SIDES, Asked, box_around, counterpart_of
 from .clock import Clock, now
@@ -45,6 +46,7 @@ class Session:
         inferer.check(replace(request, prompts=request.prompts or []), network)
         self.inferer = inferer
         self._asked: dict[str, Asked] = {}
+        self._told: dict[str, tuple[Tensor, Tensor]] = {}  # their regions on the images' own grids
         self._sampled: list[Asked] | None = None
         self._lock = RLock()
         with Clock(inferer.progress) as clock, _ASKING:
@@ -63,7 +65,7 @@ class Session:
     def fresh(self) -> Session:
         """Another session on the same pair, without prompts; what the pair is prepared for is shared."""
         other = copy(self)
-        other._asked, other._lock = {}, RLock()
+        other._asked, other._told, other._lock = {}, {}, RLock()
         other.seconds = self.seconds | {"corresponding prompts": 0.0}
         return other
 
@@ -101,7 +103,7 @@ class Session:
             own = self.pair.working.given(prompts, side)
             self._asked |= {asked.given.id: asked for asked in self._ask(own, side)}
             everything = self._everything()
-            return self.pair.working.told(everything[[everything.ids.index(p.id) for p in prompts]])
+            return self._own(everything[[everything.ids.index(p.id) for p in prompts]])
 
     def remove(self, *ids: str) -> None:
         """Forget prompts; `InputError` for an id that is not in the session."""
@@ -111,14 +113,23 @@ class Session:
                 raise InputError(f"prompts: there are none with the ids {unknown}; there are {sorted(self._asked)}")
             for name in ids:
                 del self._asked[name]
+                self._told.pop(name, None)
 
     def pairs(self) -> RegionPairs:
         """The pairs of all prompts so far, in the order they were given; `InputError` when there are none."""
         with self._lock:
-            return self.pair.working.told(self._everything())
+            return self._own(self._everything())
 
     def _everything(self) -> RegionPairs:
         return self._paired(list(self._asked.values()), self._priors, by_regions=self.pair.edges is None)
+
+    def _own(self, pairs: RegionPairs) -> RegionPairs:
+        """Pairs of the session in the images' own voxels; of a large volume a region takes longer than a click may."""
+        for n, name in enumerate(pairs.ids):
+            if name not in self._told:
+                self._told[name] = self.pair.working.regions(pairs[[n]])
+        moving, fixed = zip(*(self._told[name] for name in pairs.ids), strict=True)
+        return self.pair.working.told(pairs, (torch.cat(moving), torch.cat(fixed)))
 
     def sides(self) -> dict[str, str]:
         """Which image each prompt was given on, by id."""

@@ -34,10 +34,10 @@ class Places:
         carried = self.carried if matrix is None else transform_points(matrix, self.carried)
         return interpolated(carried, self.shape, every)
 
-    def sample(self, maps: Tensor, matrix: Tensor, *, padding: str = "border") -> Tensor:
-        """Values `[C, *grid]` of maps `[C, *S]`, to whose voxels the matrix leads."""
+    def sample(self, maps: Tensor, matrix: Tensor) -> Tensor:
+        """Values `[C, *grid]` of maps `[C, *S]`, to whose voxels the matrix leads; beyond the border the border's."""
         places = self.through(normalising(maps.shape[1:]).to(matrix) @ matrix)
-        return sample_normalised(maps, places.unbind(0), padding=padding)
+        return sample_normalised(maps, places.unbind(0), padding="border")
 
 
 def normalising(shape: Sequence[int]) -> Tensor:

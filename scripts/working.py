@@ -42,7 +42,8 @@ class WorkingPair:
         ahead = {}
         for side, image in images.items():
             grid = Grid(tuple(image.shape[1:]), infos[side].spacing)
-            shape = grid.shape if image[0].numel() <= most else grid.coarsened(max(grid.shape), most).shape
+            finest = round(grid.unit / min(grid.spacing)) + 1  # along the longest side
+            shape = grid.shape if image[0].numel() <= most else grid.coarsened(finest, most).shape
             ahead[side] = scaling_about_corner(grid.shape, shape, device=image.device)
             if shape != grid.shape:
                 images[side], infos[side] = resize_by_area(image, shape), _scaled(infos[side], ahead[side])
@@ -58,27 +59,27 @@ class WorkingPair:
 
     def embedding(self, own: Embedding, side: str) -> Embedding:
         """What the model says of an image itself, on the working grid."""
-        back = torch.linalg.inv(self.ahead[side])
         image = self.request.fixed if side == "fixed" else self.request.moving
-        return replace(
-            own,
-            image_shape=tuple(image.shape[1:]),
-            to_model=own.to_model @ back.to(own.to_model),
-            affine=own.affine @ back.to(own.affine),
-        )
+        shape = tuple(image.shape[1:])
+        return own if shape == own.image_shape else own.on_grid(shape, torch.linalg.inv(self.ahead[side]))
 
     def given(self, prompts: list[GivenPrompt], side: str) -> list[GivenPrompt]:
         """Prompts given on an image, in working voxels."""
         return led(prompts, self.ahead[side])
 
-    def told(self, pairs: RegionPairs) -> RegionPairs:
-        """Pairs found in working voxels, in the images' own."""
+    def regions(self, pairs: RegionPairs) -> tuple[Tensor, Tensor]:
+        """Moving and fixed regions of pairs on the images' own grids."""
+        return self._maps(pairs.moving_regions, "moving"), self._maps(pairs.fixed_regions, "fixed")
+
+    def told(self, pairs: RegionPairs, regions: tuple[Tensor, Tensor] | None = None) -> RegionPairs:
+        """Pairs found in working voxels, in the images' own; their `regions`, where they are known already."""
+        moving_regions, fixed_regions = regions or self.regions(pairs)
         return replace(
             pairs,
             moving_prompts=self._prompts(pairs.moving_prompts, "moving"),
             fixed_prompts=self._prompts(pairs.fixed_prompts, "fixed"),
-            moving_regions=self._maps(pairs.moving_regions, "moving"),
-            fixed_regions=self._maps(pairs.fixed_regions, "fixed"),
+            moving_regions=moving_regions,
+            fixed_regions=fixed_regions,
         )
 
     def map(self, found: Prior) -> Prior:

@@ -11,7 +11,7 @@ from random_weights import SMALL_3D, assert_jacobian_is_the_derivative, bare, ra
 from torch import Tensor
 from torch.nn import functional as F
 
-from scripts.geometry import transform_points
+from scripts.geometry import resize_by_area, scaling_about_corner, transform_points
 from scripts.prompts import Prompts
 from scripts.segmenters import SAMMed3D
 from scripts.segmenters.close_ups import WholeVolume, corner_around, cut
@@ -70,12 +70,28 @@ def test_a_planted_block_is_found(first: tuple[int, int, int], bright: Bright) -
     assert isinstance(embedding, WholeVolume) and embedding.features.shape[1:] == (16, 16, 16)
     decoded = bright.decode(embedding, Prompts(middle[None, None], torch.ones(1, 1)))
     # In the crop, the click lies within a step of the middle, and where the crop shows the block.
-    (crop,) = embedding.crops._items.values()
+    assert len(embedding.crops._items) == 1
     assert (bright.asked[0][0, 0] - 31.5).abs().max() <= 8.0
-    assert torch.allclose(transform_points(crop[0].to_model, middle), bright.asked[0][0, 0], atol=1e-3)
+    crop = bright._crop(embedding, corner_around(transform_points(embedding.to_volume, middle), 64))
+    assert len(embedding.crops._items) == 1
+    assert torch.allclose(transform_points(crop.to_model, middle), bright.asked[0][0, 0], atol=1e-3)
     found = embedding.to_image(decoded.logits)[0] > 0
     assert dice(found, truth) > 0.7  # its voxels are of 6 mm, the block of 32
     assert (found.nonzero().float().mean(0) - middle).abs().max() < 1.0
+
+
+def test_a_planted_block_is_found_on_a_grid_of_larger_voxels(bright: Bright) -> None:
+    """Crops are shared with the embedding on the volume's own grid, whichever asks first."""
+    volume, ahead = planted((42, 37, 15)), scaling_about_corner(SHAPE, (50, 45, 20))
+    middle = (volume[0] > 150).nonzero().float().mean(0)
+    (own,) = bright.embed([volume], [AFFINE])
+    small = own.on_grid((50, 45, 20), torch.linalg.inv(ahead))
+    for embedding, place in ((small, transform_points(ahead, middle)), (own, middle)):
+        decoded = bright.decode(embedding, Prompts(place[None, None], torch.ones(1, 1)))
+        found = embedding.to_image(decoded.logits)[0] > 0
+        truth = resize_by_area(volume, embedding.image_shape)[0] > 150
+        assert dice(found, truth) > 0.7
+    assert torch.allclose(bright.asked[0], bright.asked[1], atol=1e-3)
 
 
 def test_only_the_crop_is_searched(bright: Bright) -> None:

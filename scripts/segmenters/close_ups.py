@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,12 +35,16 @@ class WholeVolume(Embedding):
     Attributes:
         volume: `[C, *S]` upright, with voxels as in the training.
         to_volume: `[4, 4]` from image voxels to those of `volume`.
-        crops: embeddings of crops, by their first corner.
+        crops: embeddings of crops, by their first corner, as if each were an image of its own.
     """
 
     volume: Tensor = field(kw_only=True)
     to_volume: Tensor = field(kw_only=True)
     crops: BoundedCache[Embedding] = field(kw_only=True, default_factory=lambda: BoundedCache(KEPT))
+
+    def on_grid(self, shape: tuple[int, ...], back: Tensor) -> Self:
+        """See `Embedding.on_grid`; crops are shared."""
+        return replace(super().on_grid(shape, back), to_volume=self.to_volume @ back.to(self.to_volume))
 
     @property
     def nbytes(self) -> int:
@@ -117,20 +122,14 @@ class CloseUpSAM(UprightSAM):
             yield crop, prompt
 
     def _crop(self, whole: WholeVolume, corner: tuple[int, ...]) -> Embedding:
-        found = whole.crops.get(str(corner))
-        if found is None:
+        made = whole.crops.get(str(corner))
+        if made is None:
             (made,) = super(UprightSAM, self).embed([cut(whole.volume, corner, self.config.size)])
-            shift = torch.eye(4, device=self.device)
-            shift[:3, 3] = -torch.tensor(corner, device=self.device)
-            found = replace(
-                made,
-                levels=made.levels[-1:],
-                image_shape=whole.image_shape,
-                to_model=shift @ whole.to_volume,
-                affine=whole.affine,
-            )
-            whole.crops.put(str(corner), found, found.nbytes)
-        return found
+            made = replace(made, levels=made.levels[-1:])
+            whole.crops.put(str(corner), made, made.nbytes)
+        shift = torch.eye(4, device=self.device)
+        shift[:3, 3] = -torch.tensor(corner, device=self.device)
+        return replace(made, image_shape=whole.image_shape, to_model=shift @ whole.to_volume, affine=whole.affine)
 
     def _on_whole(self, maps: Tensor, crop: Embedding, whole: WholeVolume, beyond: float) -> Tensor:
         shape = whole.masks_like(4 * self.config.grid)

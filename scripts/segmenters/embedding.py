@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -78,6 +79,11 @@ class Embedding:
             seen[nearest.abs().argmin()] = True  # some voxel shows an image however thin
             inside &= seen.reshape([-1 if a == axis else 1 for a in range(len(shape))])
         return inside
+
+    def on_grid(self, shape: tuple[int, ...], back: Tensor) -> Self:
+        """The same of the image on a grid of `shape`, from whose voxels the matrix `back` leads to the present ones."""
+        to_model, affine = self.to_model @ back.to(self.to_model), self.affine @ back.to(self.affine)
+        return replace(self, image_shape=shape, to_model=to_model, affine=affine)
 
     def to_image(self, maps: Tensor) -> Tensor:
         """Resample maps `[N, *mask]` over the model input onto the image's own voxels: `[N, *image_shape]`."""
