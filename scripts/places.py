@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -36,15 +37,16 @@ class Places:
 
     def sample(self, maps: Tensor, matrix: Tensor) -> Tensor:
         """Values `[C, *grid]` of maps `[C, *S]`, to whose voxels the matrix leads; beyond the border the border's."""
-        places = self.through(normalising(maps.shape[1:]).to(matrix) @ matrix)
+        places = self.through(normalising(tuple(maps.shape[1:]), matrix.device) @ matrix)
         return sample_normalised(maps, places.unbind(0), padding="border")
 
 
-def normalising(shape: Sequence[int]) -> Tensor:
+@lru_cache(maxsize=64)  # asked for again at every step of a fit
+def normalising(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Matrix from voxels to [-1, 1] between the outermost centres, the last axis first: see `sample_normalised`."""
     dims = len(shape)
     matrix = torch.zeros(dims + 1, dims + 1)
     for axis, size in enumerate(shape):
         matrix[dims - 1 - axis, axis] = 2 / max(size - 1, 1)
     matrix[:-1, -1], matrix[-1, -1] = -1, 1
-    return matrix
+    return matrix.to(device)
