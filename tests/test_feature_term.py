@@ -14,6 +14,7 @@ from scripts.feature_term import FeatureTerm
 from scripts.geometry import identity_points
 from scripts.grid import Grid
 from scripts.objectives import Objective
+from scripts.places import Places
 from scripts.scene import Scene, View
 from scripts.schedule import Fit, Level
 from scripts.segmenters.embedding import Embedding
@@ -54,9 +55,8 @@ def test_a_background_holds_back_what_moves_before_it() -> None:
 def test_without_any_content_all_places_count_alike() -> None:
     nothing = View(torch.zeros(1, *SHAPE), view((0, 0)).embedding, torch.zeros(0, *SHAPE))
     points = identity_points(SHAPE)
-    losses = [
-        FeatureTerm(background=share).prepare(Scene(nothing, nothing), points)(points + 3.0) for share in (0.1, 1.0)
-    ]
+    moved = Places(points + 3.0)
+    losses = [FeatureTerm(background=share).prepare(Scene(nothing, nothing), points)(moved) for share in (0.1, 1.0)]
     torch.testing.assert_close(*losses)
 
 
