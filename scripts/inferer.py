@@ -94,7 +94,7 @@ class PromptRegInferer(Inferer):
             raise InputError(f"prealignment: unknown '{prealignment}', expected one of {list(CHOICES)}")
         self.prealignment, self.progress = prealignment, as_bool(progress, "progress")
         if not isinstance(voxels, int) or isinstance(voxels, bool) or voxels < 1000:
-            raise InputError(f"voxels: {voxels!r} is no whole number from 1000 on")
+            raise InputError(f"working_voxels: {voxels!r} is no whole number from 1000 on")
         self.voxels = voxels
         self._check_terms((2, 3))
 
