@@ -42,7 +42,7 @@ def up_to_the_fit(
     generator = torch.Generator().manual_seed(inferer.seed)
     with Clock(False) as clock:
         pair = inferer.prepare(request, network, clock)
-    request = pair.request  # on the model's device, as the following is on working grids
+    request = pair.request  # on the model's device, in working voxels
     segmenter, moving, method = pair.segmenter, pair.moving, inferer.method
     given = sample_prompts(segmenter, moving, request.moving, inferer.sampling, generator, request.moving_label)
     prompts = understood(segmenter, moving, given, inferer.sampling)

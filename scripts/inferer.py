@@ -145,9 +145,8 @@ class PromptRegInferer(Inferer):
             affines = [request.fixed_info.affine, request.moving_info.affine]
             fixed, moving = segmenter.encode([request.fixed, request.moving], [a.float() for a in affines])
             working = WorkingPair.of(request.on(fixed.features.device), self.voxels)
-            fixed, moving, request = (
-                working.embedding(fixed, "fixed"), working.embedding(moving, "moving"), working.request
-            )  # fmt: skip
+            fixed, moving = working.embedding(fixed, "fixed"), working.embedding(moving, "moving")
+            request = working.request
             grid = Grid(tuple(request.fixed.shape[1:]), request.fixed_info.spacing)
         with clock("coarse prior"):
             scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))

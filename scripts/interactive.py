@@ -179,7 +179,7 @@ class Session:
         began = now()
         pair, inferer = self.pair, self.inferer
         own, other = (pair.moving, pair.fixed) if side == "moving" else (pair.fixed, pair.moving)
-        image = pair.request.moving if side == "moving" else pair.request.fixed
+        image = pair.request.image(side)
         with _ASKING:
             prompts = understood(pair.segmenter, own, given, inferer.sampling)
             # A new generator each time draws the same transforms, whose views are then in the model's cache.

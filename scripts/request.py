@@ -32,6 +32,10 @@ class PairRequest:
     prompts: list[GivenPrompt] | None = None
     moving_label: Tensor | None = None
 
+    def image(self, side: str) -> Tensor:
+        """The "fixed" or the "moving" image."""
+        return self.fixed if side == "fixed" else self.moving
+
     def on(self, device: torch.device) -> PairRequest:
         """The same request with its images on a device."""
         label = None if self.moving_label is None else self.moving_label.to(device)

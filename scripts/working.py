@@ -59,8 +59,7 @@ class WorkingPair:
 
     def embedding(self, own: Embedding, side: str) -> Embedding:
         """What the model says of an image itself, on the working grid."""
-        image = self.request.fixed if side == "fixed" else self.request.moving
-        shape = tuple(image.shape[1:])
+        shape = tuple(self.request.image(side).shape[1:])
         return own if shape == own.image_shape else own.on_grid(shape, torch.linalg.inv(self.ahead[side]))
 
     def given(self, prompts: list[GivenPrompt], side: str) -> list[GivenPrompt]:
@@ -93,8 +92,7 @@ class WorkingPair:
         return prompts.transformed(torch.linalg.inv(self.ahead[side]).to(prompts.coordinates))
 
     def _maps(self, maps: Tensor, side: str) -> Tensor:
-        image = self.own.fixed if side == "fixed" else self.own.moving
-        shape = tuple(image.shape[1:])
+        shape = tuple(self.own.image(side).shape[1:])
         return maps if maps.shape[1:] == shape else resampled(maps, self.ahead[side], shape, padding="border")
 
 

@@ -84,7 +84,7 @@ class Rooms:
         if remove:
             session.remove(*map(str, remove if isinstance(remove, list) else [remove]))
         if asked:
-            size = tuple((session.request.fixed if side == "fixed" else session.request.moving).shape[1:])
+            size = tuple(session.request.image(side).shape[1:])
             given = given_prompts(list(asked.values()), size, None, {}, side=side)
             with self._lock:
                 session.remove(*(name for name in asked if name in session.sides()))
