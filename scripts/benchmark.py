@@ -106,18 +106,21 @@ def largest(mask: Tensor) -> Tensor:
 
 
 def deepest(mask: Tensor) -> Tensor:
-    """The place `[1, D]` of a mask `[*S]` that lies furthest from its outside, in voxels: where one would click."""
+    """The place `[1, D]` of a mask `[*S]` that lies furthest from its outside, in voxels: where one would click. The
+    origin where the mask is empty.
+    """
     depth = distance_transform_edt(F.pad(mask[None].float(), [1, 1] * mask.ndim))[0]
-    return (depth == depth.amax()).nonzero()[:1].float() - 1
+    return ((depth == depth.amax()).nonzero()[:1].float() - 1).clamp(min=0)
 
 
 def correspondence(data: str, overlays: list[str] | None = None, prompt: str = "box", **overrides: Any) -> None:
     """Prompt with each label in the moving image; is its counterpart right?
 
-    With its bounding box, which asks for its largest connected part: the target is the largest part of the fixed label,
-    "inside" that the centre of the box found lies in it. Or, `--prompt click`, with a click at the deepest place of
-    that part: "inside" means that the counterpart of the click lies in the fixed label. It is the fitted map that
-    carries a click, so these tests are whole registrations by one click.
+    With its bounding box, which asks for its largest connected part: the target is the largest part of the fixed label.
+    Does the centre of the box found lie in it, as the true box's own centre should (a bent structure may lie around
+    it), and the deepest place of the region found? Or, `--prompt click`, with a click at the deepest place of that
+    part: does its counterpart lie in the fixed label? It is the fitted map that carries a click, so these tests are
+    whole registrations by one click.
     """
     if prompt not in ("box", "click"):
         raise InputError(f"prompt: '{prompt}', expected 'box' or 'click'")
@@ -125,7 +128,7 @@ def correspondence(data: str, overlays: list[str] | None = None, prompt: str = "
     if prompt == "box":
         inferer.fit = replace(inferer.fit, levels=[])  # the dense fit does not change boxes
     for name in SETS:
-        rows = []
+        rows, where = [], []
         for pair in pairs_of(Path(data), name, both_directions=True):
             for label in label_dice(pair.fixed_label, pair.fixed_label):
                 target, source = (largest(image == label) for image in (pair.fixed_label, pair.moving_label))
@@ -136,17 +139,22 @@ def correspondence(data: str, overlays: list[str] | None = None, prompt: str = "
                 given = [GivenPrompt(str(label), *drawn)]
                 pairs = inferer.register(replace(pair.request, prompts=given), network).pairs
                 fixed_region, moving_region = (r.cpu() > 0.5 for r in (pairs.fixed_regions, pairs.moving_regions))
-                place = pairs.fixed_prompts.coordinates[0].mean(0).round().long().cpu()
-                structure = target if prompt == "box" else pair.fixed_label == label
+                centre = pairs.fixed_prompts.coordinates[0].mean(0).cpu()
                 dice = float(soft_dice(fixed_region.float(), target[None].float()))
                 own = float(soft_dice(moving_region.float(), source[None].float()))
-                rows.append((dice, bool(structure[tuple(place)]), own))
-                print(
-                    f"{name} {pair.name:<24} Dice {dice:.3f} inside {rows[-1][1]} (moving side {own:.3f})", flush=True
-                )
-        inside = sum(row[1] for row in rows)
-        mean, own = (statistics.mean(row[k] for row in rows) for k in (0, 2))
-        print(f"{name}: mean Dice {mean:.3f}, inside {inside}/{len(rows)}, moving side {own:.3f}\n", flush=True)
+                structure, places = pair.fixed_label == label, {"counterpart": centre}
+                if prompt == "box":
+                    low, high = target.nonzero().float().aminmax(dim=0)
+                    structure, places = target, {"box's centre": centre, "true box's centre": (low + high) / 2}
+                    places["region's deepest place"] = deepest(fixed_region[0])[0]
+                hits = {what: bool(structure[tuple(place.round().long())]) for what, place in places.items()}
+                rows.append((dice, own))
+                where.append(hits)
+                told = ", ".join(f"{what} {'in' if hit else 'out'}" for what, hit in hits.items())
+                print(f"{name} {pair.name:<24} Dice {dice:.3f} (moving side {own:.3f}), {told}", flush=True)
+        mean, own = (statistics.mean(column) for column in zip(*rows, strict=True))
+        told = ", ".join(f"{what} in {sum(hits[what] for hits in where)}/{len(where)}" for what in where[0])
+        print(f"{name}: mean Dice {mean:.3f} (moving side {own:.3f}), {told}\n", flush=True)
 
 
 def registration(data: str, overlays: list[str] | None = None, sets: list[str] | None = None, **overrides: Any) -> None:
