@@ -14,7 +14,7 @@ from .places import Places
 from .scene import Pyramid, Scene
 from .structure import oriented_gradients
 from .terms import Loss, Term
-from .weighing import Weight
+from .weighing import Weight, check_weight, weight_for
 
 
 class LnccTerm(Term):
@@ -25,20 +25,22 @@ class LnccTerm(Term):
 
     Args:
         weight, controls: see `Term`.
-        kernel: window side in voxels of the sampling grid along its finest axis; as long in mm along the others.
-            Neighbouring windows say nearly the same; in volumes one is taken every quarter of its side.
+        kernel: window side in voxels of the sampling grid along its finest axis, or [in pictures, in volumes]; as long
+            in mm along the others. Neighbouring windows say nearly the same; in volumes one is taken every quarter of
+            its side.
         floor: standard deviation of grey values in [0, 1] below which a window is flat.
     """
 
     def __init__(
-        self, weight: Weight = 1.0, controls: tuple[float, float] = (0, inf), kernel: int = 9, floor: float = 1e-3
+        self, weight: Weight = 1.0, controls: tuple[float, float] = (0, inf), kernel: Weight = 9, floor: float = 1e-3
     ) -> None:
         super().__init__(weight, controls)
+        check_weight(kernel, "objective: kernel of lncc")
         self.kernel, self.floor = kernel, floor
 
     def prepare(self, scene: Scene, points: Tensor) -> Loss:
         sides = self._window(scene, points)
-        steps = [max(1, side // 4) if len(sides) == 3 else 1 for side in sides]
+        steps = [max(1, (side + 1) // 4) if len(sides) == 3 else 1 for side in sides]
         boxes = [_box(*along).to(points.device) for along in zip(points.shape[1:], sides, steps, strict=True)]
 
         def mean(maps: Tensor) -> Tensor:
@@ -67,8 +69,9 @@ class LnccTerm(Term):
         """Voxels along each axis of the sampling grid, odd: a cube in mm, though slices be thick or few."""
         spacing = torch.tensor(scene.fixed.embedding.spacing, device=points.device)
         steps = (grid_steps(points) * spacing[:, None]).norm(dim=0).tolist()
+        kernel = weight_for(self.kernel, len(points))
         return [
-            min(1 + 2 * round((self.kernel * min(steps) / step - 1) / 2), (n - 1) // 2 * 2 + 1)
+            min(1 + 2 * round((kernel * min(steps) / step - 1) / 2), (n - 1) // 2 * 2 + 1)
             for step, n in zip(steps, points.shape[1:], strict=True)
         ]
 

@@ -206,6 +206,10 @@ CASES: dict[str, Case] = {
         lambda _: {"objective::terms": [{"term": "roi", "kernel": 3}]},
         r"objective: term 'roi' has no such option.*kernel",
     ),
+    "windows of three kinds": (
+        lambda _: {"objective::terms": [{"term": "lncc", "kernel": [9, 7, 5]}]},
+        r"objective: kernel of lncc is \[9, 7, 5\], expected a number.* or two: \[pictures, volumes\]",
+    ),
     "unknown prealignment": (
         lambda _: {"prealignment": "corner"},
         r"prealignment: unknown 'corner', expected one of \['auto', 'world', 'centre', 'features'\]",
