@@ -23,7 +23,7 @@ from .objectives import Objective, bending_energy, membrane_energy
 from .places import Places
 from .scene import Scene
 from .schedule import Fit, Stage, schedule
-from .transformations import Affine, Composite, Linear, Transformation
+from .transformations import Affine, Composite, Linear, Rigid, Transformation
 from .weighing import weight_for
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def start(fit: Fit, fixed: Grid, device: torch.device, prior: Transformation | N
     """Where a fit starts: the identity of the kind that `fit` names, or the prior.
 
     A B-spline or a dense displacement approximates any prior; every other kind continues a prior of its own kind (a
-    rigid or affine map its global part), rides on an affine one, and starts at the identity otherwise.
+    rigid or affine map its global part), rides on a rigid or affine one, and starts at the identity otherwise.
     """
     controls = next((level.controls for level in fit.levels if level.controls), 4)
     kind = build(fit.kind, fixed, controls).to(device)
@@ -50,6 +50,8 @@ def start(fit: Fit, fixed: Grid, device: torch.device, prior: Transformation | N
         return transformation
     if isinstance(kind, Linear) and isinstance(prior, Composite):
         prior = prior.outer  # a global map continues the global part
+    if isinstance(prior, Rigid) and not isinstance(kind, Rigid):
+        prior = Affine.of(prior)
     if _kinds(prior) == _kinds(transformation):
         return deepcopy(prior)
     if rides and isinstance(prior, Affine):

@@ -52,7 +52,7 @@ class PromptRegInferer(Inferer):
         sampling: how prompts are sampled when none are given.
         method: settings of the correspondence.
         prior_objective, prior_fit: the coarse prior, a fit without region pairs.
-        prior_starts: where else it may start in pictures that "auto" prealigns; None: nowhere (paper).
+        prior_starts: where else it may start in images that "auto" prealigns; None: nowhere (paper).
         same_scene: the rival hypothesis for pictures, that both show one scene; None leaves it out (paper).
         slices: how a 2-D model sees volumes.
         objective, fit: the final fit.
@@ -152,7 +152,7 @@ class PromptRegInferer(Inferer):
             scene = Scene(View.plain(request.fixed, fixed), View.plain(request.moving, moving))
             to_moving, prealigned = prealign(self.prealignment, request, scene)
             how = scene, grid, to_moving, self.prior_objective, self.prior_fit
-            if self.prior_starts and self.prealignment == "auto" and request.fixed.ndim == 3:
+            if self.prior_starts and self.prealignment == "auto":
                 coarse, prealigned["start"] = self.prior_starts.fit(*how)
             else:
                 coarse = fit_transformation(*how)
@@ -238,8 +238,10 @@ class PromptRegInferer(Inferer):
                 )
 
     def _check_terms(self, dims: Sequence[int]) -> None:
-        for of, schedule in ((self.prior_objective, self.prior_fit), (self.objective, self.fit)):
-            of.check([level.controls for level in schedule.levels], dims)
+        pose = self.prior_starts.pose if self.prior_starts else None
+        prior = [*self.prior_fit.levels, *(pose.levels if pose else [])]
+        for of, levels in ((self.prior_objective, prior), (self.objective, self.fit.levels)):
+            of.check([level.controls for level in levels], dims)
 
     def settings(self, network: Segmenter) -> dict[str, Any]:
         """What this inferer does, JSON-able, for `run.json`."""

@@ -76,11 +76,15 @@ class Rigid(Linear):
         super().__init__(dims)
         self.angles = nn.Parameter(torch.zeros(dims * (dims - 1) // 2))  # radians
 
-    def matrix(self) -> Tensor:
+    def skew(self) -> Tensor:
+        """The matrix `[D, D]` whose exponential is the rotation."""
         upper = torch.zeros(self.dims, self.dims, device=self.angles.device)
         rows, cols = torch.triu_indices(self.dims, self.dims, offset=1, device=self.angles.device)
         upper = upper.index_put((rows, cols), self.angles)
-        return torch.linalg.matrix_exp(upper - upper.T)
+        return upper - upper.T
+
+    def matrix(self) -> Tensor:
+        return torch.linalg.matrix_exp(self.skew())
 
 
 class Affine(Linear):
@@ -89,6 +93,15 @@ class Affine(Linear):
     def __init__(self, dims: int) -> None:
         super().__init__(dims)
         self.logarithm = nn.Parameter(torch.zeros(dims, dims))
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, rigid: Rigid) -> Affine:
+        """The same map, free to go on as an affine one."""
+        same = cls(rigid.dims).to(rigid.shift.device)
+        same.logarithm.copy_(rigid.skew())
+        same.shift.copy_(rigid.shift)
+        return same
 
     def matrix(self) -> Tensor:
         return torch.linalg.matrix_exp(self.logarithm)

@@ -279,6 +279,9 @@ def some_prior(kind: str) -> Transformation:
         ("svf", "dense", 1.0),
         ("affine", "affine", 0.0),
         ("affine", "bspline", 0.5),
+        ("rigid", "rigid", 0.0),
+        ("rigid", "affine", 0.0),
+        ("rigid", "svf", 0.0),
     ],
 )
 def test_a_fit_continues_the_prior(prior: str, kind: str, near: float) -> None:

@@ -18,6 +18,7 @@ from scripts.objectives import Objective
 from scripts.prior_starts import PriorStarts
 from scripts.scene import Scene, View
 from scripts.schedule import Fit, Level
+from scripts.transformations import Transformation
 from tests.toy import DiscSegmenter, disc
 
 SHAPE = (96, 80)
@@ -80,6 +81,43 @@ def test_what_lies_right_stays() -> None:
     assert error(CENTRES + sample(prior(GRID), CENTRES), torch.eye(3)) < 0.5
 
 
+SOLID, BALLS = (40, 36, 32), torch.tensor([[12.0, 27.0, 20.0], [17.0, 13.0, 27.0], [9.0, 22.0, 17.0]])
+POSE = PriorStarts(levels=1, pose=Fit(kind="rigid", step=0.06, both_ways=0, levels=[Level(24, 0, 60)]))
+
+
+def volumes_turned(degrees: float) -> tuple[Scene, Tensor]:
+    """Balls of different tones, turned about their last axis; and the truth, from fixed to moving voxels."""
+    angle, middle = math.radians(degrees), torch.tensor([(n - 1) / 2 for n in SOLID])
+    truth = torch.eye(4)
+    truth[:2, :2] = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    truth[:3, 3] = middle - truth[:3, :3] @ middle
+    balls = [disc(SOLID, tuple(c), r) for c, r in zip(BALLS.T.tolist(), (7.0, 6.0, 5.0), strict=True)]
+    fixed = torch.stack([tone * ball for tone, ball in zip((0.4, 0.7, 1.0), balls, strict=True)]).amax(0)[None]
+    moving = sample(fixed, transform_points(torch.linalg.inv(truth), identity_points(SOLID)))
+    encoded = DiscSegmenter(dims=3, size=40).encode([fixed, moving])
+    return Scene(*[View.plain(*both) for both in zip((fixed, moving), encoded, strict=True)]), truth
+
+
+@pytest.mark.parametrize("degrees", [35.0, 0.0])
+def test_a_turned_volume_is_turned_back_as_a_whole(degrees: float) -> None:
+    """The prior's affine alone takes small steps and stops on the way."""
+    scene, truth = volumes_turned(degrees)
+    grid, there = Grid(SOLID, (1.0, 1.0, 1.0)), transform_points(truth, BALLS)
+    fit = Fit(kind="svf", smoothness=0.025, step=0.02, levels=[Level(32, 0, 30)])
+
+    def error(prior: Transformation) -> float:
+        return (BALLS + sample(prior(grid), BALLS) - there).norm(dim=0).mean().item()
+
+    alone = fit_transformation(scene, grid, torch.eye(4), OBJECTIVE, fit)
+    prior, found = POSE.fit(scene, grid, torch.eye(4), OBJECTIVE, fit)
+    assert error(prior) < 1
+    if degrees:
+        assert error(alone) > 3
+        assert abs(found["angle"] - degrees) < 15
+    else:
+        assert found == NOWHERE
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -90,6 +128,8 @@ def test_what_lies_right_stays() -> None:
         ({"scales": [0.8, 0]}, "scales are"),
         ({"scales": ["a"]}, "scales are"),
         ({"angles": []}, "angles are"),
+        ({"levels": [2, 0]}, r"levels is \[2, 0\]"),
+        ({"pose": Fit(kind="affine", levels=[Level(24, 0, 60)])}, "pose is a fit of kind 'affine'"),
     ],
 )
 def test_wrong_settings(wrong: dict[str, Any], says: str) -> None:
