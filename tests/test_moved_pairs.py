@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from scripts.datalist import read_datalists
 from scripts.errors import InputError
-from scripts.moved_pairs import moved, run
+from scripts.moved_pairs import moved, moved_volume, run
 
 
 @pytest.fixture
@@ -29,6 +31,24 @@ def datalist(tmp_path: Path) -> Path:
 def test_a_turn_and_a_shift_carry_a_place_where_they_say(datalist: Path) -> None:
     picture = np.array(moved(datalist.parent / "moving_label.png", 90, 0.1, labels=True))
     assert np.argwhere(picture == 7).tolist() == [[20 - 10 + 6, 30 + 6]]  # counterclockwise, then down and right
+
+
+@pytest.mark.parametrize("mirrored", [1, -1])
+@pytest.mark.parametrize(("axis", "there"), [(2, (15, 20, 8)), (0, (20, 20, 13)), (1, (20, 25, 8))])
+def test_a_volume_is_turned_about_an_axis_of_its_array(
+    tmp_path: Path, axis: int, there: tuple[int, int, int], mirrored: int
+) -> None:
+    """By 90 degrees about the middle (20, 20, 8), whatever the directions."""
+    array = np.zeros((41, 41, 17), np.uint8)
+    array[20, 25, 8] = 7
+    affine = np.diag([-1.0, 1.0, mirrored, 1.0])
+    affine[:3, 3] = 30, -20, 10
+    nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "label.nii.gz")
+    volume = moved_volume(tmp_path / "label.nii.gz", 90, 0.0, axis, labels=True)
+    assert volume.GetOrigin() == sitk.ReadImage(str(tmp_path / "label.nii.gz")).GetOrigin()
+    assert np.argwhere(sitk.GetArrayFromImage(volume).T == 7).tolist() == [list(there)]
+    shifted = sitk.GetArrayFromImage(moved_volume(tmp_path / "label.nii.gz", 90, 0.1, axis, labels=True)).T
+    assert np.abs(np.argwhere(shifted == 7) - np.array(there) - [4, 4, 0]).max() <= 1
 
 
 def test_the_list_holds_moved_moving_images_beside_the_fixed_ones(datalist: Path, tmp_path: Path) -> None:
