@@ -133,6 +133,8 @@ def test_overrides_reach_the_inferer() -> None:
     assert inferer.fit.kind == "bspline" and inferer.prior_fit.kind == "svf"
     assert inferer.objective.names == ["roi"] and set(inferer.prior_objective.names) == {"features"}
     assert (inferer.sampling.count, inferer.seed) == (2, 5)
+    assert workflow(prior_starts="$None").inferer.prior_starts is None  # MONAI takes no notice of a plain None
+    assert workflow(**{"prior_starts::pose": "$None"}).inferer.prior_starts.pose is None
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
