@@ -65,6 +65,11 @@ def test_what_cannot_be_moved_is_named(datalist: Path, tmp_path: Path) -> None:
         run(str(datalist), str(tmp_path / "out"), turn="much")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"no pair without landmarks called \['b'\]"):
         run(str(datalist), str(tmp_path / "out"), ids=["b"])
+    with pytest.raises(InputError, match="axis: 3, expected 0, 1 or 2"):
+        run(str(datalist), str(tmp_path / "out"), axis=3)
+    (tmp_path / "moving.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(InputError, match=r"moving\.nii\.gz: cannot be moved, expected a picture or a volume"):
+        moved_volume(tmp_path / "moving.nii.gz", 20, 0.0)
     (tmp_path / "moving.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"moving\.png: cannot be moved"):
         run(str(datalist), str(tmp_path / "out"))
