@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf, prod
+from math import inf
 
 from .errors import InputError, as_bool
 from .grid import Grid
@@ -23,7 +23,7 @@ class Level:
         controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone. A
             level with fewer than 1.5 voxels for each, because the image or its grid's bound allows no more, is left
             out.
-        steps: Adam steps: a number, or one for pictures and one for volumes.
+        steps: Adam steps: a number, or one for pictures and one for volumes; 0 leaves the level out.
     """
 
     size: int
@@ -69,7 +69,6 @@ class Fit:
         voxels: of a sampling grid at most; bounds time and memory in volumes.
         fine: control intervals from which on a free-form level of a volume is a fine one, with a grid of its own, where
             the usual grid has fewer than two voxels for each. None: no level is.
-        fine_intervals: of a fine level in all, at most; one with more is left out. Its time grows with them.
         both_ways: levels of so many controls or more compare the images in both directions, so that the result depends
             less on which of them is fixed; at twice the time, and for kinds with an exact inverse only (not B-splines
             and dense displacements). Fine levels go one way.
@@ -84,7 +83,6 @@ class Fit:
     affine_first: bool = True
     voxels: int = 270_000
     fine: int | None = None
-    fine_intervals: int = 300_000
     both_ways: int | None = None
 
     def __post_init__(self) -> None:
@@ -96,8 +94,8 @@ class Fit:
             ) from error
         if not all(_whole(lv.size, 2) and _whole(lv.controls, 0) and _steps(lv.steps) for lv in levels):
             raise InputError(
-                f"fit: levels are {levels}, expected whole sizes above 1, controls from 0, steps from 1 on "
-                "(or [pictures, volumes])"
+                f"fit: levels are {levels}, expected whole sizes above 1, controls from 0, steps from 1 on, "
+                "or [pictures, volumes] from 0 on"
             )
         for name in ("smoothness", "stiffness"):
             check_weight(getattr(self, name), f"fit: {name}")
@@ -108,7 +106,6 @@ class Fit:
         for name, least, none in (
             ("voxels", 1, False),
             ("fine", 1, True),
-            ("fine_intervals", 1, False),
             ("both_ways", 0, True),
         ):
             value = getattr(self, name)
@@ -127,30 +124,29 @@ def _whole(value: object, least: int) -> bool:
 
 
 def _steps(value: object) -> bool:
-    numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-    return all(_whole(n, 1) for n in numbers)
+    both = isinstance(value, list | tuple) and len(value) == 2
+    return all(_whole(n, 0) for n in value) if both else _whole(value, 1)
 
 
 def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
-    """What a fit goes through on an image: the first level always, of the others (`every`: all) those whose control
-    intervals its grid can resolve and, if they are fine ones, are not too many.
+    """What a fit goes through on an image, of the levels that have steps: the first always, of the others (`every`:
+    all) those whose control intervals its grid can resolve.
     """
     chosen: list[tuple[Level, Grid, bool]] = []
-    volume = len(fixed.shape) == 3
-    for level in fit.levels:
+    dims, volume = len(fixed.shape), len(fixed.shape) == 3
+    for level in (level for level in fit.levels if weight_for(level.steps, dims)):
         grid = fixed.coarsened(level.size, fit.voxels)
         fine = not every and volume and level.controls >= (fit.fine or inf) and max(grid.shape) < 2 * level.controls
         grid = fixed.coarsened(level.size) if fine else grid
         resolved = max(grid.shape) >= 1.5 * level.controls
-        bounded = not fine or prod(fixed.intervals(level.controls)) <= fit.fine_intervals
-        if every or not chosen or (resolved and bounded):
+        if every or not chosen or resolved:
             chosen.append((level, grid, fine))
     finest = max([1, *(lv.controls for lv, _, fine in chosen if not fine)]) if fit.lengths == "finest" else 1
-    smoothness = weight_for(fit.smoothness, len(fixed.shape))
+    smoothness = weight_for(fit.smoothness, dims)
     return [
         Stage(
             level,
-            int(weight_for(level.steps, len(fixed.shape))),
+            int(weight_for(level.steps, dims)),
             grid,
             bending=smoothness / max(finest, level.controls) ** 2,
             both_ways=not fine and fit.both_ways is not None and level.controls >= fit.both_ways,

@@ -18,7 +18,6 @@ FIT = Fit(
     smoothness=[1.0, 2.0],
     voxels=48 * 24 * 24,
     fine=48,
-    fine_intervals=48 * 24 * 24,
     both_ways=16,
 )
 
@@ -33,7 +32,6 @@ def test_a_fine_level_of_a_volume_gets_a_grid_of_its_own() -> None:
     assert len(usual) == 2 and all(prod(shape) <= FIT.voxels for shape in usual)
     assert shapes(FIT) == [*usual, (72, 36, 36)]
     assert shapes(replace(FIT, levels=[*FIT.levels[:2], Level(71, 48, 1)])) == usual
-    assert shapes(replace(FIT, fine_intervals=FIT.fine_intervals - 1)) == usual
 
 
 def test_a_fine_level_measures_bending_in_its_own_intervals_and_goes_one_way() -> None:
@@ -71,6 +69,12 @@ def test_pictures_and_volumes_may_take_steps_of_their_own() -> None:
     assert [stage.steps for stage in schedule(fit, BAR)] == [3, 5]
 
 
+def test_a_level_of_no_steps_is_left_out() -> None:
+    fit = replace(FIT, levels=[Level(16, 8, [7, 0]), Level(32, 16, 5), Level(72, 48, [0, 4])])
+    assert [stage.level.controls for stage in schedule(fit, SHEET)] == [8, 16]
+    assert [stage.level.controls for stage in schedule(fit, BAR)] == [16, 48]
+
+
 def test_an_affine_needs_no_intervals() -> None:
     stages = schedule(replace(FIT, kind="affine"), BAR, every=True)
     assert [stage.level.controls for stage in stages] == [8, 16, 48]
@@ -78,7 +82,7 @@ def test_an_affine_needs_no_intervals() -> None:
 
 
 @pytest.mark.parametrize(
-    "level", [{"size": "x"}, {"controls": 8.5}, {"controls": -1}, {"steps": 0}, {"steps": [5]}, {"size": True}]
+    "level", [{"size": "x"}, {"controls": 8.5}, {"controls": -1}, {"steps": 0}, {"steps": [5]}, {"steps": [5, -1]}, {"size": True}]
 )
 def test_levels_are_whole_numbers(level: dict) -> None:
     with pytest.raises(InputError, match=r"fit: levels are .* expected whole sizes"):
@@ -92,7 +96,7 @@ def test_the_step_is_a_number_above_zero(value: object) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, "abc", True, 1.5e5])
-@pytest.mark.parametrize("name", ["voxels", "fine", "fine_intervals", "both_ways"])
+@pytest.mark.parametrize("name", ["voxels", "fine", "both_ways"])
 def test_bounds_are_whole_numbers(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"fit: {name} is .* expected a whole number"):
         Fit(levels=[Level(16, 4, 5)], **{name: value})
