@@ -12,8 +12,9 @@ import json
 import resource
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from .metrics import label_dice
 from .prompts import GivenPrompt, Prompts
 from .region_pairs import soft_dice
 from .request import PairRequest
+from .segmenter_speed import upstream_encoder
+from .segmenters import LiteMedSAM
 from .segmenters.protocol import Segmenter
 from .transforms import ReadPaird
 
@@ -233,7 +236,8 @@ def volumes(
     overlays: list[str] | None = None,
     **overrides: Any,
 ) -> None:
-    """How time and memory grow with the number of slices.
+    """How time and memory grow with the number of slices, beside what encoding costs: here, and by the encoder of the
+    model's own package where there is one (see `segmenter_speed`).
 
     Args:
         image: a volume; it is resampled to `size` x `size` voxels of 1 mm in ever more slices of 1 mm.
@@ -244,14 +248,14 @@ def volumes(
     inferer, network = configured(overlays, overrides)
     costs: list[tuple[float, float]] = []
     raw, info = read_image(image, name="image")
+    plain = 0.0
+    if isinstance(network, LiteMedSAM) and (theirs := upstream_encoder(network)):
+        plain = _seconds(partial(theirs, torch.rand(1, 3, 256, 256, device=network.device)))
     for count in slices:
         volume = F.interpolate(raw[None], (size, size, count), mode="trilinear")[0]
         lies = replace(info, affine=torch.eye(4, dtype=torch.float64), spacing=(1.0, 1.0, 1.0))
         moving = volume.roll((5, -4, 2), dims=(1, 2, 3))
-        network.embed([volume[..., 0]])  # warms up
-        began = now()
-        network.embed([volume[..., count // 2]])
-        unit = now() - began
+        unit = _seconds(partial(network.embed, [volume[..., count // 2]]))
         network.cache.clear()
         began = now()
         result = inferer.register(PairRequest(volume, moving, lies, lies), network)
@@ -261,7 +265,8 @@ def volumes(
         costs.append((total, peak / 1024))
         print(
             f"{size} x {size} x {count}: {total:.0f} s, of which {encoding:.0f} s for {encodes} slices ({unit:.2f} s "
-            f"for one alone), ratio {total / encoding:.2f}, {peak:.0f} MB{on_the_gpu()}",
+            f"for one alone), ratio {total / encoding:.2f}, {peak:.0f} MB{on_the_gpu()}"
+            + (f"; {total / plain / encodes:.2f} to the package's {plain:.2f} s a slice" if plain else ""),
             flush=True,
         )
     if output:
@@ -270,6 +275,17 @@ def volumes(
             axes.plot(slices, values, "o-")
             axes.set(xlabel=f"slices of {size} x {size}", ylabel=name, xlim=(0, None), ylim=(0, None))
         figure.savefig(output, dpi=150)
+
+
+def _seconds(call: Callable[[], object], repeats: int = 3) -> float:
+    """Median of a few calls, after one that warms up."""
+    call()
+    times = []
+    for _ in range(repeats):
+        began = now()
+        call()
+        times.append(now() - began)
+    return statistics.median(times)
 
 
 if __name__ == "__main__":

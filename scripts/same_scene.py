@@ -26,7 +26,7 @@ from .objectives import Objective
 from .places import Places
 from .scene import Scene
 from .schedule import Fit
-from .structure import standing_view
+from .structure import device_view
 from .terms import Loss
 
 
@@ -178,10 +178,10 @@ def relative_to(to_moving: Tensor, matrix: Tensor, ddf: Tensor, inverse: Tensor)
 
 
 def seen(scene: Scene) -> Scene:
-    """The scene without a dark surround that stands still while the content moves (see `standing_view`)."""
+    """The scene without the edge of a device's field of view (see `device_view`)."""
     if scene.fixed.shown is not None:
         return scene
-    masks = standing_view(scene.fixed.image, scene.moving.image)
+    masks = device_view(scene.fixed.image, scene.moving.image)
     if masks is None:
         return scene
     fixed, moving = (replace(view, shown=mask) for view, mask in zip((scene.fixed, scene.moving), masks, strict=True))

@@ -124,8 +124,9 @@ def _whole(value: object, least: int) -> bool:
 
 
 def _steps(value: object) -> bool:
-    both = isinstance(value, list | tuple) and len(value) == 2
-    return all(_whole(n, 0) for n in value) if both else _whole(value, 1)
+    if isinstance(value, list | tuple):
+        return len(value) == 2 and all(_whole(n, 0) for n in value)
+    return _whole(value, 1)
 
 
 def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:

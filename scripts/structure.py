@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from monai.networks.layers import GaussianFilter
 from scipy import ndimage
+from skimage.measure import CircleModel, ransac
 from torch import Tensor
 
 
@@ -84,35 +85,48 @@ def shown(image: Tensor, *, tolerance: float = 0.04, margin: int = 0) -> Tensor:
     return torch.from_numpy(~dark).to(image.device)
 
 
-def standing_view(
+def device_view(
     fixed: Tensor, moving: Tensor, *, still: float = 0.002, most: float = 0.6
 ) -> tuple[Tensor, Tensor] | None:
-    """What two images show within a surround that stands still while the content moves.
+    """What two images show within a dark surround that is the device's.
 
-    A dark surround whose edge has the same place in both images belongs to the camera (a round field of view), not to
-    what is seen, and agrees perfectly with itself. One whose edge moves is the subject's outline and is left alone.
-    Where the content is dark the camera's edge is not seen, so not all of it must stand still.
+    The edge of a field of view is no edge of what is seen, and agrees perfectly with itself. It is known by standing
+    still while the content moves, or by being round in both images (another camera, a picture cut or turned). One that
+    is neither is the subject's outline and is left alone. Where the content is dark the field's edge is not seen, so
+    not all of it must stand still or lie on the circle.
 
     Args:
         fixed, moving: `[1, *S]` grey values.
-        still: displacement of the edge that counts as none, relative to the longest side.
-        most: share of either edge that must not be displaced.
+        still: how far the edge may lie from the other image's, or from a circle, relative to the longest side.
+        most: share of either edge that must not lie further.
 
     Returns:
         masks `[*S]` of what each image shows, its edge left out; None where there is no such surround.
     """
-    if fixed.shape != moving.shape:
-        return None
-    sides = fixed.shape[1:]
-    edges = [
+    a, b = (
         view & ~ndimage.binary_erosion(view, border_value=1)
         for view in (shown(i).cpu().numpy() for i in (fixed, moving))
-    ]
-    if min(edge.sum() for edge in edges) < min(sides):
+    )
+    if any(edge.sum() < min(edge.shape) for edge in (a, b)):
         return None
-    away = [ndimage.distance_transform_edt(~edge) for edge in edges]
-    standing = [(away[1 - k][edge] <= max(1, still * max(sides))).mean() for k, edge in enumerate(edges)]
-    if min(standing) < most:
+    if min(_standing(a, b, still)) < most and min(_round(a, still), _round(b, still)) < most:
         return None
-    margin = max(1, round(max(sides) / 40))
-    return shown(fixed, margin=margin), shown(moving, margin=margin)
+    fixed_mask, moving_mask = (shown(image, margin=max(1, round(max(image.shape) / 40))) for image in (fixed, moving))
+    return fixed_mask, moving_mask
+
+
+def _standing(fixed: np.ndarray, moving: np.ndarray, still: float) -> tuple[float, float]:
+    """Shares of two edges `[*S]` that lie where the other one does; 0 in grids of different shapes."""
+    if fixed.shape != moving.shape:
+        return 0.0, 0.0
+    near = max(1, still * max(fixed.shape))
+    from_fixed, from_moving = (ndimage.distance_transform_edt(~edge) for edge in (fixed, moving))
+    return float((from_moving[fixed] <= near).mean()), float((from_fixed[moving] <= near).mean())
+
+
+def _round(edge: np.ndarray, still: float) -> float:
+    """Share of an edge `[*S]` that lies on the circle through most of it."""
+    near = max(1, still * max(edge.shape))
+    places = np.argwhere(edge).astype(float)
+    circle, on_it = ransac(places, CircleModel, min_samples=3, residual_threshold=near, max_trials=200, rng=0)
+    return 0.0 if circle is None else float(on_it.mean())

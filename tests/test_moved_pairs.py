@@ -9,9 +9,9 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from scripts.datalist import read_datalists
+from scripts.datalist import read_datalists, read_landmarks
 from scripts.errors import InputError
-from scripts.moved_pairs import moved, moved_volume, run
+from scripts.moved_pairs import Motion, run
 
 
 @pytest.fixture
@@ -29,8 +29,17 @@ def datalist(tmp_path: Path) -> Path:
 
 
 def test_a_turn_and_a_shift_carry_a_place_where_they_say(datalist: Path) -> None:
-    picture = np.array(moved(datalist.parent / "moving_label.png", 90, 0.1, labels=True))
-    assert np.argwhere(picture == 7).tolist() == [[20 - 10 + 6, 30 + 6]]  # counterclockwise, then down and right
+    there = [20 - 10 + 6, 30 + 6]  # counterclockwise, then down and right
+    picture, ahead = Motion(90, shift=0.1).picture(datalist.parent / "moving_label.png", labels=True)
+    assert np.argwhere(np.array(picture) == 7).tolist() == [there]
+    assert ahead @ [20, 40, 1] == pytest.approx([*there, 1])
+
+
+def test_a_scale_leaves_the_middle_where_it_is(datalist: Path) -> None:
+    picture, ahead = Motion(scale=2).picture(datalist.parent / "moving_label.png", labels=True)
+    places = np.argwhere(np.array(picture) == 7)
+    assert places.mean(0) == pytest.approx([20, 50], abs=0.5) and len(places) in (1, 2, 4)
+    assert ahead @ [20, 40, 1] == pytest.approx([20, 50, 1])
 
 
 @pytest.mark.parametrize("mirrored", [1, -1])
@@ -44,11 +53,14 @@ def test_a_volume_is_turned_about_an_axis_of_its_array(
     affine = np.diag([-1.0, 1.0, mirrored, 1.0])
     affine[:3, 3] = 30, -20, 10
     nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / "label.nii.gz")
-    volume = moved_volume(tmp_path / "label.nii.gz", 90, 0.0, axis, labels=True)
+    volume, ahead = Motion(90, axis=axis).volume(tmp_path / "label.nii.gz", labels=True)
     assert volume.GetOrigin() == sitk.ReadImage(str(tmp_path / "label.nii.gz")).GetOrigin()
     assert np.argwhere(sitk.GetArrayFromImage(volume).T == 7).tolist() == [list(there)]
-    shifted = sitk.GetArrayFromImage(moved_volume(tmp_path / "label.nii.gz", 90, 0.1, axis, labels=True)).T
-    assert np.abs(np.argwhere(shifted == 7) - np.array(there) - [4, 4, 0]).max() <= 1
+    assert ahead @ [20, 25, 8, 1] == pytest.approx([*there, 1], abs=1e-6)
+    volume, ahead = Motion(90, 1.5, 0.1, axis).volume(tmp_path / "label.nii.gz", labels=True)
+    place = 1.5 * (np.array(there) - [20, 20, 8]) + [20, 20, 8] + np.array([4.1, 4.1, 0])  # a tenth of 41 voxels
+    assert np.abs(np.argwhere(sitk.GetArrayFromImage(volume).T == 7) - place).max() <= 1
+    assert ahead @ [20, 25, 8, 1] == pytest.approx([*place, 1], abs=1e-6)
 
 
 def test_the_list_holds_moved_moving_images_beside_the_fixed_ones(datalist: Path, tmp_path: Path) -> None:
@@ -60,16 +72,35 @@ def test_the_list_holds_moved_moving_images_beside_the_fixed_ones(datalist: Path
     assert np.array(Image.open(entry.files["moving_label"]))[10, 30] == 7
 
 
+def test_landmarks_go_along_and_those_that_leave_are_lost_on_both_sides(datalist: Path, tmp_path: Path) -> None:
+    (tmp_path / "fixed.csv").write_text("i,j\n1,2\n3,4\n5,6\n")
+    (tmp_path / "moving.csv").write_text("i,j\n20,40\n20,0\n20,30\n")
+    content = json.loads(datalist.read_text())
+    content["pairs"][0] |= {"fixed_landmarks": "fixed.csv", "moving_landmarks": "moving.csv"}
+    datalist.write_text(json.dumps(content))
+    run(str(datalist), str(tmp_path / "out"), turn=90)
+    (entry,) = read_datalists(str(tmp_path / "out" / "dots" / "datalist.json"))
+    assert read_landmarks(entry.files["fixed_landmarks"], 2).T.tolist() == [[1, 2], [5, 6]]
+    assert read_landmarks(entry.files["moving_landmarks"], 2).T.tolist() == [[10, 30], [20, 30]]
+    with pytest.raises(InputError, match="pair 'a' keeps no landmark inside its frame"):
+        run(str(datalist), str(tmp_path / "far"), shift=2)
+    (tmp_path / "moving.csv").write_text("i,j\n20,40\n")
+    with pytest.raises(InputError, match="pair 'a': 3 fixed and 1 moving ones; rows must belong together"):
+        run(str(datalist), str(tmp_path / "few"), turn=90)
+
+
 def test_what_cannot_be_moved_is_named(datalist: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="turn: 'much'"):
         run(str(datalist), str(tmp_path / "out"), turn="much")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"no pair without landmarks called \['b'\]"):
+    with pytest.raises(InputError, match=r"no pair called \['b'\]"):
         run(str(datalist), str(tmp_path / "out"), ids=["b"])
     with pytest.raises(InputError, match="axis: 3, expected 0, 1 or 2"):
         run(str(datalist), str(tmp_path / "out"), axis=3)
+    with pytest.raises(InputError, match="scale: 0, expected a number above 0"):
+        run(str(datalist), str(tmp_path / "out"), scale=0)
     (tmp_path / "moving.nii.gz").write_bytes(b"no volume")
     with pytest.raises(InputError, match=r"moving\.nii\.gz: cannot be moved, expected a picture or a volume"):
-        moved_volume(tmp_path / "moving.nii.gz", 20, 0.0)
+        Motion(20).volume(tmp_path / "moving.nii.gz")
     (tmp_path / "moving.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"moving\.png: cannot be moved"):
         run(str(datalist), str(tmp_path / "out"))

@@ -19,7 +19,7 @@ from scripts.objectives import Objective
 from scripts.same_scene import SameScene
 from scripts.scene import Scene, View
 from scripts.schedule import Fit, Level
-from scripts.structure import oriented_gradients, shown, standing_view
+from scripts.structure import device_view, oriented_gradients, shown
 
 SIZE = 160
 
@@ -162,15 +162,29 @@ def test_where_sensors_see_alike_intensities_bend_the_map_further() -> None:
 
 
 def test_a_surround_that_stands_still_is_not_looked_at() -> None:
-    round_view = (identity_points((SIZE, SIZE)) - SIZE / 2).norm(dim=0) < 70
-    fixed, moving = pair(similarity(0.0, 1.0, (12.0, 0.0)))
-    masks = standing_view((fixed + 0.1) * round_view, (moving + 0.1) * round_view)
+    fan = identity_points((SIZE, SIZE))
+    fan = (fan[1] - SIZE / 2).abs() < 0.4 * fan[0]
+    fixed, moving = (image + 0.1 for image in pair(similarity(0.0, 1.0, (12.0, 0.0))))
+    masks = device_view(fixed * fan, moving * fan)
     assert masks is not None
-    assert all((mask & ~round_view).sum() == 0 for mask in masks)  # the edge itself is left out too
-    assert masks[0].sum() > 0.8 * round_view.sum()
-    # Content that is dark at one end hides the camera's edge there.
+    assert all((mask & ~fan).sum() == 0 for mask in masks)  # the edge itself is left out too
+    assert masks[0].sum() > 0.8 * fan.sum()
+    # Content that is dark at one end hides the device's edge there.
     dark = identity_points((SIZE, SIZE))[0] > 125
-    assert standing_view((fixed + 0.1) * round_view, (moving + 0.1) * (round_view & ~dark)) is not None
+    assert device_view(fixed * fan, moving * (fan & ~dark)) is not None
     # An outline that moves is the subject's own.
-    assert standing_view((fixed + 0.1) * round_view, (moving + 0.1) * round_view.roll(12, 0)) is None
-    assert shown(fixed + 0.1).all()
+    assert device_view(fixed * fan, moving * fan.roll(12, 0)) is None
+    assert shown(fixed).all()
+
+
+def test_a_round_surround_is_not_looked_at_wherever_it_is() -> None:
+    """Another camera, or a picture that was cut: fields of two sizes in two places of pictures of two sizes."""
+    fixed, moving = (image + 0.1 for image in pair(similarity(0.0, 1.0, (12.0, 0.0))))
+    from_middle = identity_points((SIZE, SIZE)) - SIZE / 2
+    field, other = from_middle.norm(dim=0) < 70, (from_middle - 20).norm(dim=0) < 55
+    masks = device_view(fixed * field, (moving * other)[:, 10:])
+    assert masks is not None
+    assert not (masks[0] & ~field).any() and not (masks[1] & ~other[10:]).any()
+    assert masks[1].sum() > 0.7 * other.sum()
+    oval = (from_middle / torch.tensor([1.0, 1.1]).reshape(2, 1, 1)).norm(dim=0) < 55
+    assert device_view(fixed * field, moving * oval.roll(12, 0)) is None

@@ -82,7 +82,16 @@ def test_an_affine_needs_no_intervals() -> None:
 
 
 @pytest.mark.parametrize(
-    "level", [{"size": "x"}, {"controls": 8.5}, {"controls": -1}, {"steps": 0}, {"steps": [5]}, {"steps": [5, -1]}, {"size": True}]
+    "level",
+    [
+        {"size": "x"},
+        {"controls": 8.5},
+        {"controls": -1},
+        {"steps": 0},
+        {"steps": [5]},
+        {"steps": [5, -1]},
+        {"size": True},
+    ],
 )
 def test_levels_are_whole_numbers(level: dict) -> None:
     with pytest.raises(InputError, match=r"fit: levels are .* expected whole sizes"):
