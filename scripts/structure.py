@@ -91,9 +91,9 @@ def device_view(
     """What two images show within a dark surround that is the device's.
 
     The edge of a field of view is no edge of what is seen, and agrees perfectly with itself. It is known by standing
-    still while the content moves, or by being round in both images (another camera, a picture cut or turned). One that
-    is neither is the subject's outline and is left alone. Where the content is dark the field's edge is not seen, so
-    not all of it must stand still or lie on the circle.
+    still while the content moves, or by being round wherever there is one (another camera, a picture that was cut or
+    turned). One that is neither is the subject's outline and is left alone. Where the content is dark the field's edge
+    is not seen, so not all of it must stand still or lie on the circle.
 
     Args:
         fixed, moving: `[1, *S]` grey values.
@@ -103,25 +103,24 @@ def device_view(
     Returns:
         masks `[*S]` of what each image shows, its edge left out; None where there is no such surround.
     """
-    a, b = (
+    edges = [
         view & ~ndimage.binary_erosion(view, border_value=1)
         for view in (shown(i).cpu().numpy() for i in (fixed, moving))
-    )
-    if any(edge.sum() < min(edge.shape) for edge in (a, b)):
-        return None
-    if min(_standing(a, b, still)) < most and min(_round(a, still), _round(b, still)) < most:
+    ]
+    edges = [edge for edge in edges if edge.sum() >= min(edge.shape)]
+    if not edges or (_standing(edges, still) < most and min(_round(edge, still) for edge in edges) < most):
         return None
     fixed_mask, moving_mask = (shown(image, margin=max(1, round(max(image.shape) / 40))) for image in (fixed, moving))
     return fixed_mask, moving_mask
 
 
-def _standing(fixed: np.ndarray, moving: np.ndarray, still: float) -> tuple[float, float]:
-    """Shares of two edges `[*S]` that lie where the other one does; 0 in grids of different shapes."""
-    if fixed.shape != moving.shape:
-        return 0.0, 0.0
-    near = max(1, still * max(fixed.shape))
-    from_fixed, from_moving = (ndimage.distance_transform_edt(~edge) for edge in (fixed, moving))
-    return float((from_moving[fixed] <= near).mean()), float((from_fixed[moving] <= near).mean())
+def _standing(edges: list[np.ndarray], still: float) -> float:
+    """Share of either of two edges `[*S]` that lies where the other one does; 0 where grids differ or one has none."""
+    if len(edges) < 2 or edges[0].shape != edges[1].shape:
+        return 0.0
+    near = max(1, still * max(edges[0].shape))
+    away = [ndimage.distance_transform_edt(~edge) for edge in edges]
+    return min(float((away[1 - k][edge] <= near).mean()) for k, edge in enumerate(edges))
 
 
 def _round(edge: np.ndarray, still: float) -> float:

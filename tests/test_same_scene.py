@@ -186,5 +186,8 @@ def test_a_round_surround_is_not_looked_at_wherever_it_is() -> None:
     assert masks is not None
     assert not (masks[0] & ~field).any() and not (masks[1] & ~other[10:]).any()
     assert masks[1].sum() > 0.7 * other.sum()
+    masks = device_view(fixed * field, moving)  # one that fills its picture
+    assert masks is not None and not (masks[0] & ~field).any() and masks[1].all()
+    assert device_view(fixed, moving) is None
     oval = (from_middle / torch.tensor([1.0, 1.1]).reshape(2, 1, 1)).norm(dim=0) < 55
     assert device_view(fixed * field, moving * oval.roll(12, 0)) is None
