@@ -2,9 +2,9 @@
 """Where else the coarse prior may start in images that nobody has brought into place: turned, scaled and shifted.
 
 The prior follows its features downhill, to the nearest optimum. Between subjects a turn of 20 degrees or a shift of a
-tenth of the image may lead it to a wrong one. So in pictures features are compared over turns, scales and all shifts;
-volumes, which `prealignment` shifts, are turned as a whole, in larger steps than the prior's affine. The best of these
-start a prior each, and the one under which most of the images is alike is fitted to the end. Not in the paper.
+tenth of the image may lead it to a wrong one. So features are compared over turns, scales (of pictures) and all shifts.
+The best of these start a prior each, in volumes after a rigid fit, whose steps are larger than those of the prior's
+affine; the one under which most of the images is alike is fitted to the end. Not in the paper.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .objectives import Objective
 from .prealignment import score, scores_of_shifts
 from .scene import Scene
 from .schedule import Fit
-from .transformations import Affine, Rigid, Transformation
+from .transformations import Affine, Linear, Rigid, Transformation
 from .weighing import weight_for
 
 
@@ -35,20 +35,22 @@ class PriorStarts:
     """How starts of the prior are searched and chosen.
 
     Attributes:
-        size: cells along the longest side at which features of pictures are compared.
-        angles: turns tried, degrees.
-        scales: of the moving relative to the fixed image.
-        keep: starts beside the one without any change.
+        size: cells along the longest side at which features are compared: a number, or [pictures, volumes].
+        angles: turns of pictures tried, degrees.
+        scales: of the moving relative to the fixed picture.
+        keep: starts of pictures beside the one without any change.
+        turns: of volumes about each axis, degrees.
         levels: of the prior that each start goes through before one is chosen: a number, or [pictures, volumes].
         apart: starts nearer to a better one are dropped, relative to the longest side (mean over the corners).
         gain: by which the prior of another start must be better than that of none; little better is as good.
-        pose: the rigid fit that leads to the other start of volumes; None: they have none.
+        pose: the rigid fit that leads from the best turn to the other start of volumes; None: they have none.
     """
 
-    size: int = 48
+    size: int | Sequence[int] = 48
     angles: tuple[float, ...] = (-30, -20, -10, 0, 10, 20, 30)
     scales: tuple[float, ...] = (0.8, 1.0, 1.25)
     keep: int = 3
+    turns: tuple[float, ...] = (-20, 20)
     levels: int | Sequence[int] = 4
     apart: float = 0.1
     gain: float = 1.02
@@ -57,21 +59,21 @@ class PriorStarts:
     def __post_init__(self) -> None:
         if not isinstance(self.keep, int) or isinstance(self.keep, bool) or self.keep < 0:
             raise InputError(f"prior_starts: keep is {self.keep!r}, expected a whole number from 0 on")
-        both = self.levels if isinstance(self.levels, list | tuple) and len(self.levels) == 2 else [self.levels]
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in both):
-            raise InputError(
-                f"prior_starts: levels is {self.levels!r}, expected a whole number from 1 on, or "
-                "two: [pictures, volumes]"
-            )
+        for name, fewest in (("levels", 1), ("size", 8)):
+            value = getattr(self, name)
+            both = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+            if not all(isinstance(n, int) and not isinstance(n, bool) and n >= fewest for n in both):
+                raise InputError(
+                    f"prior_starts: {name} is {value!r}, expected a whole number from {fewest} on, or two: "
+                    "[pictures, volumes]"
+                )
         if self.pose is not None and self.pose.kind != "rigid":
             raise InputError(f"prior_starts: pose is a fit of kind '{self.pose.kind}', expected 'rigid'")
-        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 8:
-            raise InputError(f"prior_starts: size is {self.size!r}, expected a whole number from 8 on")
-        for name, least in (("angles", -math.inf), ("scales", 0.0)):
+        for name, least in (("angles", -math.inf), ("turns", -math.inf), ("scales", 0.0)):
             values = getattr(self, name)
             numbers = isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
             if not numbers or not values or not all(least < v < math.inf for v in values):
-                expected = "numbers" if name == "angles" else "numbers above 0"
+                expected = "numbers above 0" if name == "scales" else "numbers"
                 raise InputError(f"prior_starts: {name} are {values!r}, expected a list of {expected}")
 
     def fit(
@@ -91,7 +93,7 @@ class PriorStarts:
         levels = int(weight_for(self.levels, len(grid.shape)))
         first, rest = slice(levels), slice(levels, None)
         points = level_points(grid.coarsened(64, fit.voxels), grid, to_moving.device)
-        starts = self.starts(scene, grid, to_moving) if len(grid.shape) == 2 else self._turned(*how[:-1])
+        starts = self.starts(scene, grid, to_moving) if len(grid.shape) == 2 else self._posed(*how[:-1])
         best, found, most = None, {"angle": 0.0, "scale": 1.0, "shift": 0.0}, 0.0
         for start in (None, *starts):
             prior = fit_transformation(*how, initial=start, stages=first)
@@ -102,11 +104,18 @@ class PriorStarts:
                 found = found if start is None else _told(start)
         return fit_transformation(*how, initial=best, stages=rest), found
 
-    def _turned(self, scene: Scene, grid: Grid, to_moving: Tensor, objective: Objective) -> list[Affine]:
-        """The pose of volumes, if it is asked for."""
+    def _posed(self, scene: Scene, grid: Grid, to_moving: Tensor, objective: Objective) -> list[Affine]:
+        """The pose of a volume, if it is asked for: from the turn and shift under which features are most alike."""
         if self.pose is None:
             return []
-        pose = fit_transformation(scene, grid, to_moving, objective, self.pose)
+        best, most = _turned(0, 0.0), -math.inf
+        for axis, degrees in ((0, 0.0), *product(range(3), self.turns)):
+            turned = _turned(axis, degrees).to(to_moving.device)
+            value, shift = self._shifts(scene, grid, to_moving, turned)[0]
+            if value > most:
+                best, most = turned, value
+                best.shift.copy_(shift)
+        pose = fit_transformation(scene, grid, to_moving, objective, self.pose, initial=best)
         assert isinstance(pose, Rigid)
         return [Affine.of(pose)]
 
@@ -115,18 +124,11 @@ class PriorStarts:
         identity.
         """
         device = to_moving.device
-        per_unit = grid.voxels_per_unit(device).flatten()
-        middle = torch.tensor([(n - 1) / 2 for n in grid.shape], device=device)
         corners = torch.cartesian_prod(*[torch.tensor([-0.5, 0.5], device=device) for _ in grid.shape]).T
         corners = corners * torch.tensor(grid.extent, device=device)[:, None] / grid.unit
         found: list[tuple[float, Affine]] = []
         for scale, angle in product(self.scales, self.angles):
-            linear = per_unit[:, None] * _similarity(angle, scale).matrix().to(device) / per_unit
-            matrix = torch.eye(3, device=device)
-            matrix[:2, :2], matrix[:2, 2] = linear, middle - linear @ middle
-            scores, step = scores_of_shifts(scene, to_moving @ matrix, self.size)
-            for value, cells in _peaks(scores):
-                shift = linear @ (cells.to(device) * step) / per_unit
+            for value, shift in self._shifts(scene, grid, to_moving, _similarity(angle, scale).to(device)):
                 found.append((value, _similarity(angle, scale, shift)))
         chosen: list[Affine] = []
         places = [corners]
@@ -137,10 +139,22 @@ class PriorStarts:
                 places.append(there)
         return chosen
 
+    def _shifts(self, scene: Scene, grid: Grid, to_moving: Tensor, start: Linear) -> list[tuple[float, Tensor]]:
+        """The best shifts `[D]` in units behind a linear map about the middle, each with how alike features are."""
+        dims, device = len(grid.shape), to_moving.device
+        per_unit = grid.voxels_per_unit(device).flatten()
+        middle = torch.tensor([(n - 1) / 2 for n in grid.shape], device=device)
+        linear = per_unit[:, None] * start.matrix() / per_unit
+        matrix = torch.eye(dims + 1, device=device)
+        matrix[:dims, :dims], matrix[:dims, dims] = linear, middle - linear @ middle
+        scores, step = scores_of_shifts(scene, to_moving @ matrix, int(weight_for(self.size, dims)))
+        return [(value, linear @ (cells.to(device) * step) / per_unit) for value, cells in _peaks(scores)]
+
 
 def _peaks(scores: Tensor, count: int = 3) -> list[tuple[float, Tensor]]:
     """Highest local peaks of scores of shifts (see `scores_of_shifts`): value and shift in cells `[D]`."""
-    peaks = torch.where(F.max_pool2d(scores[None], 5, 1, 2)[0] == scores, scores, -1.0)
+    pool = (F.max_pool2d, F.max_pool3d)[scores.ndim - 2]
+    peaks = torch.where(pool(scores[None], 5, 1, 2)[0] == scores, scores, -1.0)
     values, places = peaks.flatten().topk(count)
     shape = torch.tensor(scores.shape)
     cells = torch.stack(torch.unravel_index(places, scores.shape), dim=1)
@@ -155,6 +169,13 @@ def _similarity(degrees: float, scale: float, shift: Tensor | None = None) -> Af
     if shift is not None:
         start = start.to(shift.device)
         start.shift.copy_(shift)
+    return start
+
+
+def _turned(axis: int, degrees: float) -> Rigid:
+    """Turn of a volume about the centre and an axis."""
+    start = Rigid(3).requires_grad_(False)
+    start.angles[2 - axis] = math.radians(degrees)  # told by the planes (0, 1), (0, 2), (1, 2)
     return start
 
 
