@@ -42,7 +42,7 @@ def start(fit: Fit, fixed: Grid, device: torch.device, prior: Transformation | N
     A B-spline or a dense displacement approximates any prior; every other kind continues a prior of its own kind (a
     rigid or affine map its global part), rides on a rigid or affine one, and starts at the identity otherwise.
     """
-    controls = next((level.controls for level in fit.levels if level.controls), 4)
+    controls = next((lv.controls for lv in fit.levels if lv.controls and lv.of(len(fixed.shape))), 4)
     kind = build(fit.kind, fixed, controls).to(device)
     rides = fit.affine_first and not isinstance(kind, Linear)
     transformation = Composite(Affine(len(fixed.shape)).to(device), kind) if rides else kind

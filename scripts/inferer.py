@@ -241,7 +241,7 @@ class PromptRegInferer(Inferer):
         pose = self.prior_starts.pose if self.prior_starts else None
         prior = [*self.prior_fit.levels, *(pose.levels if pose else [])]
         for of, levels in ((self.prior_objective, prior), (self.objective, self.fit.levels)):
-            of.check([level.controls for level in levels], dims)
+            of.check([level.controls for level in levels if any(level.of(d) for d in dims)], dims)
 
     def settings(self, network: Segmenter) -> dict[str, Any]:
         """What this inferer does, JSON-able, for `run.json`."""

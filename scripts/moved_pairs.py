@@ -19,10 +19,12 @@ import fire
 import numpy as np
 import SimpleITK as sitk
 from PIL import Image
+from scipy import ndimage
 
 from .datalist import PairEntry, by_set, read_datalists, read_landmarks, write_datalist
 from .errors import InputError, one_line_errors
-from .readers import PICTURES
+from .frames import Frame
+from .readers import PICTURES, load
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Motion:
     axis: int = 2
 
     def __post_init__(self) -> None:
-        if self.axis not in (0, 1, 2):
+        if isinstance(self.axis, bool) or not isinstance(self.axis, int) or self.axis not in (0, 1, 2):
             raise InputError(f"axis: {self.axis!r}, expected 0, 1 or 2")
         for name in ("turn", "scale", "shift"):
             value = getattr(self, name)
@@ -55,25 +57,26 @@ class Motion:
         if self.scale <= 0:
             raise InputError(f"scale: {self.scale!r}, expected a number above 0")
 
-    def picture(self, path: Path, *, labels: bool = False) -> tuple[Image.Image, np.ndarray]:
-        """A picture moved, and the matrix `[3, 3]` that leads its pixels `(i, j)` to their new places."""
+    def picture(self, path: Path, *, labels: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """A picture moved, `[h, w]` or `[h, w, 3]` as stored, in pixels whatever their spacing, and the matrix `[3, 3]`
+        that leads its pixels `(i, j)` to their new places. What comes in from outside is 0.
+        """
         try:
-            picture: Image.Image = Image.open(path)
-            picture.load()
-        except OSError as error:
+            values, _, _ = load(path, labels=labels, frame=Frame())
+        except InputError as error:
             raise InputError(f"datalist: {path}: cannot be moved, expected a picture ({error})") from error
-        if picture.mode == "P":  # a palette's numbers cannot be averaged
-            picture = picture if labels else picture.convert("RGB")
-        middle = (np.array([picture.height, picture.width]) - 1) / 2
+        middle = (np.array(values.shape[1:]) - 1) / 2
         cos, sin = np.cos(radians(self.turn)), np.sin(radians(self.turn))
         ahead = np.eye(3)
         ahead[:2, :2] = self.scale * np.array([[cos, -sin], [sin, cos]])  # rows run downwards
-        ahead[:2, 2] = middle - ahead[:2, :2] @ middle + round(self.shift * max(picture.size))
-        # Pillow wants (x, y) of a new place's old one, measured from the corner of the first pixel.
-        back = np.linalg.inv(ahead)[:2][::-1][:, [1, 0, 2]]
-        back[:, 2] += 0.5 - back[:, :2].sum(1) / 2
-        how = Image.Resampling.NEAREST if labels else Image.Resampling.BILINEAR
-        return picture.transform(picture.size, Image.Transform.AFFINE, tuple(back.ravel()), resample=how), ahead
+        ahead[:2, 2] = middle - ahead[:2, :2] @ middle + round(self.shift * max(values.shape[1:]))
+        back, dtype = np.linalg.inv(ahead), np.uint8 if values.dtype == bool else values.dtype
+        moved = [
+            ndimage.affine_transform(channel.astype(np.float64), back, order=0 if labels else 1, mode="grid-constant")
+            for channel in values
+        ]
+        together = moved[0] if len(moved) == 1 else np.stack(moved, axis=-1)
+        return (together if np.issubdtype(dtype, np.floating) else together.round()).astype(dtype), ahead
 
     def volume(self, path: Path, *, labels: bool = False) -> tuple[sitk.Image, np.ndarray]:
         """A volume moved, and the matrix `[4, 4]` that leads its voxels to their new places. What comes in from outside
@@ -130,7 +133,8 @@ def run(
             belong together or all leave the frame.
     """
     motion = Motion(turn, scale, shift, axis)
-    entries = [entry for entry in read_datalists(datalist) if not ids or entry.id in ids]
+    wanted = [ids] if isinstance(ids, str) else ids
+    entries = [entry for entry in read_datalists(datalist) if not wanted or entry.id in wanted]
     if not entries:
         raise InputError(f"datalist: {datalist} has no pair called {ids}")
     for name, members in by_set(entries).items():
@@ -148,10 +152,10 @@ def _written(entry: PairEntry, folder: Path, motion: Motion) -> dict[str, Any]:
         if role in entry.files:
             path, labels = entry.files[role], role != "moving"
             if path.suffix.lower() in PICTURES:
-                pair[role] = f"{entry.id}_{role}.png"
                 picture, ahead = motion.picture(path, labels=labels)
-                picture.save(folder / pair[role])
-                shape = (picture.height, picture.width)
+                pair[role] = f"{entry.id}_{role}.{'png' if picture.dtype in (np.uint8, np.uint16) else 'tif'}"
+                Image.fromarray(picture).save(folder / pair[role])
+                shape = picture.shape[:2]
             else:
                 pair[role] = f"{entry.id}_{role}.nii.gz"
                 volume, ahead = motion.volume(path, labels=labels)
@@ -165,7 +169,8 @@ def _written(entry: PairEntry, folder: Path, motion: Motion) -> dict[str, Any]:
             counts = f"{fixed.shape[1]} fixed and {moving.shape[1]} moving ones"
             raise InputError(f"datalist: landmarks of pair '{entry.id}': {counts}; rows must belong together")
         moving = ahead[:-1, :-1] @ moving + ahead[:-1, -1:]
-        stays = ((moving >= 0) & (moving <= np.array(shape)[:, None] - 1)).all(0)
+        last = np.array(shape)[:, None] - 1
+        stays = ((moving > -1e-3) & (moving < last + 1e-3)).all(0)  # on the border, but for rounding
         if not stays.any():
             raise InputError(f"datalist: pair '{entry.id}' keeps no landmark inside its frame; move it by less")
         for side, points in (("fixed", fixed), ("moving", moving)):

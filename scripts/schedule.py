@@ -23,12 +23,17 @@ class Level:
         controls: control intervals along the longest side of a free-form transformation; 0 fits the affine alone. A
             level with fewer than 1.5 voxels for each, because the image or its grid's bound allows no more, is left
             out.
-        steps: Adam steps: a number, or one for pictures and one for volumes; 0 leaves the level out.
+        steps: Adam steps: a number, or one for pictures and one for volumes, either of which may be 0: there the level
+            is left out.
     """
 
     size: int
     controls: int
     steps: int | Sequence[int]
+
+    def of(self, dims: int) -> int:
+        """Its steps in images of so many dimensions."""
+        return int(weight_for(self.steps, dims))
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
     """
     chosen: list[tuple[Level, Grid, bool]] = []
     dims, volume = len(fixed.shape), len(fixed.shape) == 3
-    for level in (level for level in fit.levels if weight_for(level.steps, dims)):
+    for level in (level for level in fit.levels if level.of(dims)):
         grid = fixed.coarsened(level.size, fit.voxels)
         fine = not every and volume and level.controls >= (fit.fine or inf) and max(grid.shape) < 2 * level.controls
         grid = fixed.coarsened(level.size) if fine else grid
@@ -147,7 +152,7 @@ def schedule(fit: Fit, fixed: Grid, *, every: bool = False) -> list[Stage]:
     return [
         Stage(
             level,
-            int(weight_for(level.steps, dims)),
+            level.of(dims),
             grid,
             bending=smoothness / max(finest, level.controls) ** 2,
             both_ways=not fine and fit.both_ways is not None and level.controls >= fit.both_ways,

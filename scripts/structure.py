@@ -9,6 +9,7 @@ Triggs 2005). Images of one place agree in it across sensors, stains and contras
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import product
 
 import numpy as np
@@ -86,9 +87,9 @@ def shown(image: Tensor, *, tolerance: float = 0.04, margin: int = 0) -> Tensor:
 
 
 def device_view(
-    fixed: Tensor, moving: Tensor, *, still: float = 0.002, most: float = 0.6
+    fixed: Tensor, moving: Tensor, *, near: float = 0.002, standing: float = 0.6, round_: float = 0.9
 ) -> tuple[Tensor, Tensor] | None:
-    """What two images show within a dark surround that is the device's.
+    """What two pictures show within a dark surround that is the device's.
 
     The edge of a field of view is no edge of what is seen, and agrees perfectly with itself. It is known by standing
     still while the content moves, or by being round wherever there is one (another camera, a picture that was cut or
@@ -96,36 +97,47 @@ def device_view(
     is not seen, so not all of it must stand still or lie on the circle.
 
     Args:
-        fixed, moving: `[1, *S]` grey values.
-        still: how far the edge may lie from the other image's, or from a circle, relative to the longest side.
-        most: share of either edge that must not lie further.
+        fixed, moving: `[1, h, w]` grey values.
+        near: how far the edge may lie from the other picture's, relative to the longest side, and one pixel at least;
+            or from a circle, three quarters of a pixel at least.
+        standing, round_: shares of the edge that must not lie further.
 
     Returns:
-        masks `[*S]` of what each image shows, its edge left out; None where there is no such surround.
+        masks `[h, w]` of what each picture shows, its edge left out; None where there is no such surround.
     """
     edges = [
         view & ~ndimage.binary_erosion(view, border_value=1)
         for view in (shown(i).cpu().numpy() for i in (fixed, moving))
     ]
     edges = [edge for edge in edges if edge.sum() >= min(edge.shape)]
-    if not edges or (_standing(edges, still) < most and min(_round(edge, still) for edge in edges) < most):
+    if not edges or (_standing(edges, near) < standing and min(_round(edge, near) for edge in edges) < round_):
         return None
     fixed_mask, moving_mask = (shown(image, margin=max(1, round(max(image.shape) / 40))) for image in (fixed, moving))
     return fixed_mask, moving_mask
 
 
-def _standing(edges: list[np.ndarray], still: float) -> float:
-    """Share of either of two edges `[*S]` that lies where the other one does; 0 where grids differ or one has none."""
+def _standing(edges: list[np.ndarray], near: float) -> float:
+    """Share of either of two edges `[h, w]` that lies where the other does; 0 where grids differ or one has none."""
     if len(edges) < 2 or edges[0].shape != edges[1].shape:
         return 0.0
-    near = max(1, still * max(edges[0].shape))
+    reach = max(1, near * max(edges[0].shape))
     away = [ndimage.distance_transform_edt(~edge) for edge in edges]
-    return min(float((away[1 - k][edge] <= near).mean()) for k, edge in enumerate(edges))
+    return min(float((away[1 - k][edge] <= reach).mean()) for k, edge in enumerate(edges))
 
 
-def _round(edge: np.ndarray, still: float) -> float:
-    """Share of an edge `[*S]` that lies on the circle through most of it."""
-    near = max(1, still * max(edge.shape))
-    places = np.argwhere(edge).astype(float)
-    circle, on_it = ransac(places, CircleModel, min_samples=3, residual_threshold=near, max_trials=200, rng=0)
-    return 0.0 if circle is None else float(on_it.mean())
+def _round(edge: np.ndarray, near: float) -> float:
+    """Share of an edge `[h, w]` that lies on one circle, no larger than the picture and seen on a third of its way; 0
+    where there is none.
+    """
+    places, side = np.argwhere(edge).astype(float), max(edge.shape)
+    reach = max(0.75, near * side)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a straight edge has no circle; releases name a circle's numbers differently
+        circle, _ = ransac(places, CircleModel, min_samples=3, residual_threshold=reach, max_trials=200, rng=0)
+        if circle is None:
+            return 0.0
+        *centre, radius = circle.params
+    on_it = np.abs(circle.residuals(places)) <= reach
+    directions = np.arctan2(*(places[on_it] - centre).T)
+    seen = len(np.unique((directions * 18 / np.pi).round())) / 36  # in steps of 10 degrees
+    return float(on_it.mean()) if radius <= side and seen >= 1 / 3 else 0.0
