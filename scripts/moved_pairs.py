@@ -146,7 +146,7 @@ def run(
 def _written(entry: PairEntry, folder: Path, motion: Motion) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     pair: dict[str, Any] = {"id": entry.id, **{role: str(path.resolve()) for role, path in entry.files.items()}}
-    if entry.spacing:
+    if entry.spacing or entry.moving_spacing:
         pair |= {"spacing": entry.spacing, "moving_spacing": entry.moving_spacing}
     for role in ("moving_label", "moving"):
         if role in entry.files:

@@ -94,7 +94,7 @@ def scores_of_shifts(scene: Scene, to_moving: Tensor, size: int) -> tuple[Tensor
             -1, *[1] * len(low)
         )
         maps.append(torch.cat(_seen(scene, which, points if matrix is None else transform_points(matrix, points))))
-    shape = [a + b for a, b in zip(maps[0].shape[1:], maps[1].shape[1:], strict=True)]
+    shape = [2 * max(sides) for sides in zip(maps[0].shape[1:], maps[1].shape[1:], strict=True)]  # half for either sign
     axes = tuple(range(1, len(shape) + 1))
     fixed, moving = (torch.fft.rfftn(m, s=shape, dim=axes) for m in maps)
     product = torch.fft.irfftn(fixed.conj() * moving, s=shape, dim=axes)

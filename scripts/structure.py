@@ -139,5 +139,5 @@ def _round(edge: np.ndarray, near: float) -> float:
         *centre, radius = circle.params
     on_it = np.abs(circle.residuals(places)) <= reach
     directions = np.arctan2(*(places[on_it] - centre).T)
-    seen = len(np.unique((directions * 18 / np.pi).round())) / 36  # in steps of 10 degrees
+    seen = len(np.unique((directions * 18 / np.pi).round() % 36)) / 36  # in steps of 10 degrees
     return float(on_it.mean()) if radius <= side and seen >= 1 / 3 else 0.0

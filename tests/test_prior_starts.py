@@ -18,7 +18,7 @@ from scripts.objectives import Objective
 from scripts.prior_starts import PriorStarts
 from scripts.scene import Scene, View
 from scripts.schedule import Fit, Level
-from scripts.transformations import Transformation
+from scripts.transformations import Affine, Transformation
 from tests.toy import DiscSegmenter, disc
 
 SHAPE = (96, 80)
@@ -153,3 +153,15 @@ def test_it_searches_about_where_the_images_were_placed() -> None:
     prior, found = PriorStarts().fit(scene_of(truth), GRID, placed, OBJECTIVE, FIT)
     assert error(transform_points(placed, CENTRES + sample(prior(GRID), CENTRES)), truth) < 2
     assert found["shift"] < 0.1
+
+
+def test_a_small_image_is_found_in_the_far_corner_of_a_large_one() -> None:
+    grid, large = Grid((56, 48), (1.0, 1.0)), torch.zeros(256, 256)
+    for i, j, radius, tone in ((215.0, 220.0, 12.0, 1.0), (242.0, 235.0, 8.0, 0.5)):
+        large = torch.maximum(large, tone * disc((256, 256), (i, j), radius))
+    images = [large[None, 200:256, 208:256].clone(), large[None]]
+    views = [View.plain(i, e) for i, e in zip(images, DiscSegmenter(size=256).encode(images), strict=True)]
+    value, shift = PriorStarts()._shifts(Scene(*views), grid, torch.eye(3), Affine(2).requires_grad_(False))[0]
+    assert value > 0.5
+    found = shift * grid.voxels_per_unit(shift.device).flatten()
+    assert (found - torch.tensor([200.0, 208.0])).norm() < 8  # a cell has five voxels
