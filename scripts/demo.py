@@ -59,9 +59,9 @@ def example(size: int = 384, displacement: float = 0.04, seed: int = 0) -> tuple
 
 def target_error(registration: Registration, truth: Tensor) -> tuple[float, float]:
     """Mean distance in pixels between found and true counterparts inside the eye, before and after registration."""
-    inside = registration.fixed[0] > 0.1 * registration.fixed.max()
+    inside = (registration.fixed[0] > 0.1 * registration.fixed.max()).cpu()
     before = truth.norm(dim=0)[inside].mean().item()
-    after = (registration.ddf - truth).norm(dim=0)[inside].mean().item()
+    after = (registration.ddf.cpu() - truth).norm(dim=0)[inside].mean().item()
     return before, after
 
 

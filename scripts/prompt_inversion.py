@@ -9,8 +9,8 @@ G, and inverts both:
 (the printed order of the two inverses is swapped; only this one fits the dimensions). Read as an algorithm this is one
 Gauss-Newton step on the fixed image from a start rho: g is the prototype that the current prompt produces there, s its
 similarity map, S^y the similarity map of the moving region's prototype. We take such steps from the best of several
-starts and keep a step only if the match improves. `steps: 1, starts: [peak], keep: last` is the paper's formula to the
-letter.
+starts and keep a step only if the match improves. `steps: 1, step_below: 1, starts: [peak], keep: last` is the paper's
+formula to the letter.
 
 J^+ and J_sim^+ are damped (J_sim has rank n - 1 at most). J is by forward differentiation through mask decoder and
 prompt encoder, J_sim analytic (`prototypes`).
