@@ -126,7 +126,7 @@ def views_seen(prompts: Prompts, matrices: list[Tensor], shape: tuple[int, ...])
         weights = labels.float()[..., None]
         centre = (prompts.coordinates * weights).sum(1) / weights.sum(1)
         moved = transform_points(torch.linalg.inv(matrix).to(device), centre.T).T
-        asked.append(((moved >= 0) & (moved <= last)).all(1).float())
+        asked.append(((moved >= -0.5) & (moved <= last + 0.5)).all(1).float())
         still = matrix.equal(torch.eye(len(matrix), device=matrix.device))
         shown.append(whole[0] if still else (map_back(whole, matrix.to(device))[0] > 0.5).float())
     return torch.stack(asked), torch.stack(shown)

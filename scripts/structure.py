@@ -94,8 +94,8 @@ def device_view(
     The edge of a field of view is no edge of what is seen, and agrees perfectly with itself. It is known by lying in
     the same place in both pictures (a subject that has not moved is taken for it as well), or by being round wherever
     there is one (another camera, a picture that was cut or turned). One that is neither is the subject's outline and
-    is left alone. Where the content is dark the field's edge
-    is not seen, so not all of it must coincide or lie on the circle.
+    is left alone. Where the content is dark the field's edge is not seen, so not all of it must coincide or lie on
+    the circle.
 
     Args:
         fixed, moving: `[1, h, w]` grey values.

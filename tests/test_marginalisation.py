@@ -167,3 +167,9 @@ def test_what_a_view_does_not_see_does_not_count() -> None:
 def test_wrong_settings(settings: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Marginalisation(**settings)
+
+
+@pytest.mark.parametrize(("row", "inside"), [(-0.5, 1), (-0.25, 1), (63.5, 1), (-0.6, 0), (63.6, 0)])
+def test_a_click_on_the_rim_is_asked(row: float, inside: int) -> None:
+    click = Prompts(torch.tensor([[[row, 30.0]]]), torch.ones(1, 1))
+    assert views_seen(click, [torch.eye(3)], (64, 64))[0].tolist() == [[inside]]

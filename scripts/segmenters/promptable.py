@@ -73,7 +73,7 @@ class PromptableSegmenter(nn.Module, ABC):
     def describe(self) -> dict[str, Any]:
         """What a run records of the model, JSON-able."""
         weights = {"checkpoint": str(self.checkpoint), "precision": str(self.precision).removeprefix("torch.")}
-        return {"name": self.spec.name, **weights, "device": str(self.device), "chunk": self.chunk, "batch": self.batch}
+        return {"name": self.spec.name, **weights, "device": self.device.type, "chunk": self.chunk, "batch": self.batch}
 
     @property
     def device(self) -> torch.device:
